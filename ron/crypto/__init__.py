@@ -1,0 +1,1 @@
+"""Thin adapters over vetted cryptographic libraries. No primitive is designed here."""

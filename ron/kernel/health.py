@@ -1,0 +1,80 @@
+"""What is ready and what is not, one registry per process.
+
+In: each service reports its readiness keys (`edge.pack:world.pmtiles`, `tor`, `mailbox.store`) as they change.
+Out: the structured answer of `/readyz` (DESIGN §4, ron-kms OBSERVABILITY §2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `/readyz`.
+
+    ready: every key is satisfied. missing: keys that are not. degraded: keys that work in a lesser way.
+    reasons: one redacted sentence for each key in `missing` or `degraded`. retry_after: seconds, when not ready.
+    """
+
+    ready: bool
+    missing: tuple[str, ...] = ()
+    degraded: tuple[str, ...] = ()
+    reasons: dict[str, str] = {}
+    retry_after: int | None = None
+
+
+class HealthState:
+    """Readiness by key. Reads are a snapshot; observers hear of every change of `ready`."""
+
+    RETRY_AFTER_S = 2
+
+    def __init__(self) -> None:
+        self._missing: dict[str, str] = {}
+        self._degraded: dict[str, str] = {}
+        self._known: set[str] = set()
+        self._observers: list[Callable[[Readiness], None]] = []
+
+    def ok(self, key: str) -> None:
+        """`key` is satisfied."""
+        self._missing.pop(key, None)
+        self._degraded.pop(key, None)
+        self._report(key)
+
+    def missing(self, key: str, reason: str) -> None:
+        """`key` is not satisfied: the node is not ready. `reason` is one sentence without secrets."""
+        self._degraded.pop(key, None)
+        self._missing[key] = reason
+        self._report(key)
+
+    def degraded(self, key: str, reason: str) -> None:
+        """`key` works in a lesser way: the node stays ready and says so."""
+        self._missing.pop(key, None)
+        self._degraded[key] = reason
+        self._report(key)
+
+    def is_ok(self, key: str) -> bool:
+        """True when `key` was reported and is not missing."""
+        return key in self._known and key not in self._missing
+
+    def snapshot(self) -> Readiness:
+        """The current answer of `/readyz`. A process in which nothing has reported yet is not ready."""
+        ready = bool(self._known) and not self._missing
+        return Readiness(
+            ready=ready,
+            missing=tuple(sorted(self._missing)),
+            degraded=tuple(sorted(self._degraded)),
+            reasons={**self._degraded, **self._missing},
+            retry_after=None if ready else self.RETRY_AFTER_S,
+        )
+
+    def observe(self, observer: Callable[[Readiness], None]) -> None:
+        """Call `observer` with a snapshot after each report."""
+        self._observers.append(observer)
+
+    def _report(self, key: str) -> None:
+        self._known.add(key)
+        snapshot = self.snapshot()
+        for observer in self._observers:
+            observer(snapshot)

@@ -1,0 +1,471 @@
+"""The mailbox's life: it opens and closes its store, lets receivers wait, watches leases end, sweeps, and counts.
+
+In: `send`, `recv`, `ack` with plain values, on the reactor thread. Out: their outcomes once they are durable, or a
+`RonError`. The HTTP face is api.py, the rules are model.py, the table is store.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from prometheus_client import Counter, Gauge, Histogram
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from ron.kernel import HealthState, Metrics
+from ron.proto.errors import RonError, backpressure, unavailable
+from ron.proto.ids import uuid7
+from ron.services.mailbox import model
+from ron.services.mailbox.config import MailboxConfig
+from ron.services.mailbox.model import RECEIPT_BYTES, Acked, Ask, Delivery, MailboxStats, NewMessage, Sent
+from ron.services.mailbox.store import Leased, MailboxStore, Settled
+from ron.store import BatchReport
+
+HEALTH_KEY = "mailbox.store"
+SWEEP_S = 1.0
+# Wall clock and reactor clock may disagree by a little: an alarm that rings early must not ring in a tight loop.
+MIN_ALARM_S = 0.005
+_log = Logger(namespace="ron.mailbox")
+
+
+class MailboxReactor(Protocol):
+    """What the mailbox needs of a reactor."""
+
+    def seconds(self) -> float: ...
+
+    def callLater(
+        self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object
+    ) -> IDelayedCall: ...
+
+    def callFromThread(self, callable: Callable[..., Any], *args: object, **kwargs: object) -> None: ...
+
+
+class MailboxService(MultiService):
+    """Store and forward of opaque messages, at least once.
+
+    path: the database, None for memory only (amnesia). now: Unix seconds; it may step, see docs/mailbox.rst.
+    random_bytes: where receipts come from. Usable between `startService` and `stopService`; may be started again.
+    """
+
+    def __init__(
+        self,
+        config: MailboxConfig,
+        *,
+        path: Path | None,
+        reactor: MailboxReactor,
+        health: HealthState,
+        metrics: Metrics,
+        now: Callable[[], float] = time.time,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        super().__init__()
+        self.setName("mailbox")
+        self._config = config
+        self._path = path
+        self._reactor = reactor
+        self._health = health
+        self._now = now
+        self._random_bytes = random_bytes
+        self._visibility_s = config.visibility_timeout_ms / 1000
+        self._waiting = WaitingRoom(reactor, limit=config.max_waiters, topic_limit=config.topic_max_waiters)
+        self._store = self._new_store()
+        self._sweeping = LoopingCall(self._sweep)
+        self._sweeping.clock = reactor
+        self._alive = False
+        self._opening: RonError | None = None
+        self._opened_waiters: list[Deferred[None]] | None = []
+        self._metrics = MailboxMetrics(metrics, self.stats)
+
+    # Life
+
+    def startService(self) -> None:
+        """Begin to open the store; calls are taken from now on and wait for it."""
+        super().startService()
+        self._health.missing(HEALTH_KEY, "the mailbox's store is being opened")
+        self._opened_waiters, self._opening, self._alive = [], None, False
+        self._store = self._new_store()
+        self._store.start().addCallbacks(self._opened, self._not_opened)
+
+    def stopService(self) -> Deferred[Any]:
+        """Send waiting receivers home with nothing, finish what is queued, close the store."""
+        self._health.missing(HEALTH_KEY, "the mailbox is stopping")
+        if self._sweeping.running:
+            self._sweeping.stop()
+        self._waiting.close()
+        stopped = self._store.stop()
+        stopped.addCallback(lambda _: MultiService.stopService(self))
+        return stopped
+
+    async def opened(self) -> None:
+        """Return when the store is open. Raises `RonError` when it cannot be opened."""
+        if self._opened_waiters is not None:
+            waiter: Deferred[None] = Deferred()
+            self._opened_waiters.append(waiter)
+            await waiter
+        if self._opening is not None:
+            raise self._opening
+
+    # Calls
+
+    async def send(
+        self, topic: str, payload: bytes, *, idempotency_key: str | None = None, priority: str = "normal"
+    ) -> Sent:
+        """Store `payload` for `topic`; it is on disk when this returns.
+
+        Raises `RonError`: 400 malformed, 409 the key means another message, 413 too large, 429 full, 503 disk.
+        After a 503 the message may or may not be there: send again with the same key.
+        """
+        new = NewMessage(
+            uuid7().bytes,
+            model.check_topic(topic),
+            model.parse_priority(priority),
+            model.check_payload(payload),
+            model.check_key(idempotency_key),
+            self._now_ms(),
+        )
+        return await self._store.send(new, then=lambda sent, _abandoned: self._sent(topic, sent))
+
+    async def recv(
+        self,
+        topic: str,
+        *,
+        max_messages: int = 1,
+        visibility_timeout_s: float | None = None,
+        wait_s: float = 0.0,
+    ) -> list[Delivery]:
+        """Lease up to `max_messages`; with `wait_s` wait that long for the first. The leases are on disk.
+
+        Cancelled while it waits, nothing is leased; cancelled later, the leases are given back at once.
+        Raises `RonError`: 400 malformed, 429 too many receivers wait already, 503 disk.
+        """
+        visibility_s = self._visibility_s if visibility_timeout_s is None else visibility_timeout_s
+        ask = model.make_ask(topic, max_messages, visibility_s)
+        model.check_wait(wait_s)
+        leased = await self._lease(ask)
+        if wait_s > 0 and not leased.deliveries:
+            leased = await self._wait_and_lease(ask, leased, wait_s)
+        return leased.deliveries
+
+    async def ack(self, msg_id: str, receipt: str, *, may: Callable[[str], bool] = lambda _topic: True) -> Acked:
+        """The message was received: forget it. may: is the caller allowed that topic? Runs on the writer thread.
+
+        Raises `RonError`: 404 unknown or not allowed, 409 the receipt is not that of the latest delivery, 503 disk.
+        """
+        try:
+            settled = await self._store.ack(
+                model.parse_msg_id(msg_id), receipt, may=may, now_ms=self._now_ms(), then=self._settled
+            )
+        except RonError as error:
+            self._metrics.count_conflict(error)
+            raise
+        return settled.acked
+
+    def stats(self) -> MailboxStats:
+        """What the mailbox holds at present."""
+        usage = self._store.usage
+        total, leased = usage.total.messages, usage.total.leased
+        return MailboxStats(
+            ready=total - leased,
+            inflight=leased,
+            total=total,
+            bytes=usage.total.bytes,
+            topics=len(usage.topics),
+            keys=usage.keys,
+            waiting=len(self._waiting),
+        )
+
+    # Waiting for a message
+
+    def _lease(self, ask: Ask) -> Deferred[Leased]:
+        tokens = self._random_bytes(RECEIPT_BYTES * ask.limit)
+        return self._store.recv(ask, now_ms=self._now_ms(), tokens=tokens, then=self._leased)
+
+    async def _wait_and_lease(self, ask: Ask, leased: Leased, wait_s: float) -> Leased:
+        deadline = self._reactor.seconds() + wait_s
+        with self._waiting.seat(ask.topic):
+            while not leased.deliveries and (left_s := deadline - self._reactor.seconds()) > 0:
+                self._watch(leased)
+                if not await self._waiting.sleep(ask.topic, left_s):
+                    break
+                try:
+                    leased = await self._lease(ask)
+                except BaseException:
+                    self._waiting.wake(ask.topic)  # it was woken for a message that is still there: the next one's turn
+                    raise
+        return leased
+
+    def _watch(self, leased: Leased) -> None:
+        """Wake a receiver of the topic when its next lease ends, and remember what else it waits for."""
+        if leased.next_due_ms is not None:
+            delay_s = (leased.next_due_ms - self._now_ms()) / 1000
+            self._waiting.alarm(leased.topic, min(max(delay_s, MIN_ALARM_S), model.MAX_VISIBILITY_S))
+        if leased.capped:
+            self._waiting.capped.add(leased.topic)
+
+    # What happens once an operation is durable, whether or not its caller is still there
+
+    def _sent(self, topic: str, sent: Sent) -> None:
+        if sent.duplicate:
+            self._metrics.duplicates.inc()
+        else:
+            self._metrics.sends.inc()
+            self._waiting.wake(topic)
+
+    def _leased(self, leased: Leased, abandoned: bool) -> None:
+        self._metrics.count_expired(leased.expired)
+        if abandoned:
+            self._give_back(leased)
+            return
+        self._metrics.count_deliveries(leased.deliveries)
+        if leased.topic in self._waiting:
+            self._watch(leased)
+            if leased.deliveries and leased.more:
+                self._waiting.wake(leased.topic)
+
+    def _settled(self, settled: Settled, _abandoned: bool) -> None:
+        if settled.acked.duplicate:
+            self._metrics.ack_duplicates.inc()
+        else:
+            self._metrics.acks.inc()
+        if settled.topic in self._waiting.capped:
+            self._waiting.capped.discard(settled.topic)
+            self._waiting.wake(settled.topic)
+
+    def _give_back(self, leased: Leased) -> None:
+        """The receiver went away after its messages were leased: they are ready again, as if nothing had happened."""
+        if not leased.deliveries:
+            return
+        try:
+            released = self._store.release(
+                leased, now_ms=self._now_ms(), then=lambda _count, _abandoned: self._waiting.wake(leased.topic)
+            )
+        except RonError:
+            return  # the queue is full or the store stops: the leases end by themselves
+        released.addErrback(lambda failure: failure.trap(RonError))
+
+    # The store's state
+
+    def _new_store(self) -> MailboxStore:
+        return MailboxStore(self._config, self._path, reactor=self._reactor, observe=self._batch_done)
+
+    def _opened(self, _none: None) -> None:
+        self._alive = True
+        self._health.ok(HEALTH_KEY)
+        if self.running:
+            self._sweeping.start(SWEEP_S, now=False)
+        self._tell_opened()
+
+    def _not_opened(self, failure: Any) -> None:
+        error = (
+            failure.value if isinstance(failure.value, RonError) else unavailable("the mailbox's store did not open")
+        )
+        self._opening = error
+        self._health.missing(HEALTH_KEY, f"{error.message}: {error.hint}" if error.hint else error.message)
+        _log.error(
+            "the mailbox's store did not open: {why}", why=error.message, path=str(self._path), event="store_down"
+        )
+        self._tell_opened()
+
+    def _tell_opened(self) -> None:
+        waiters, self._opened_waiters = self._opened_waiters or [], None
+        for waiter in waiters:
+            waiter.callback(None)
+
+    def _batch_done(self, report: BatchReport) -> None:
+        self._metrics.count_batch(report)
+        if report.trouble is not None:
+            self._in_trouble(report.trouble, lost=report.lost)
+        elif report.wrote and not self._alive and self.running:
+            self._alive = True
+            self._health.ok(HEALTH_KEY)
+            _log.info("the mailbox's store takes writes again", event="store_up")
+
+    def _in_trouble(self, error: RonError, *, lost: bool) -> None:
+        if self._alive:
+            _log.error("the mailbox's store refused: {why}", why=error.message, event="store_trouble")
+        self._alive = False
+        if lost:
+            self._health.missing(HEALTH_KEY, error.message)
+        else:
+            self._health.degraded(HEALTH_KEY, error.message)
+
+    def _sweep(self) -> Deferred[None]:
+        return ensureDeferred(self._sweep_all())
+
+    async def _sweep_all(self) -> None:
+        try:
+            if not self._alive:
+                await self._store.probe(uuid7().bytes)
+            more = True
+            while more and self.running:
+                swept = await self._store.sweep(now_ms=self._now_ms())
+                self._metrics.count_expired(swept.expired)
+                more = swept.more
+        except RonError:
+            return  # told by health and counted already; the next round tries again
+
+    def _now_ms(self) -> int:
+        return int(self._now() * 1000)
+
+
+class WaitingRoom:
+    """Receivers that wait for a message of their topic, first come first served, a bounded number of them.
+
+    A topic's alarm wakes one of them when a lease is due to end; it goes when the last of them goes.
+    """
+
+    def __init__(self, reactor: MailboxReactor, *, limit: int, topic_limit: int) -> None:
+        self._reactor = reactor
+        self._limit = limit
+        self._topic_limit = topic_limit
+        self._seats: dict[str, int] = {}
+        self._seated = 0
+        self._asleep: dict[str, OrderedDict[Deferred[bool], IDelayedCall]] = {}
+        self._alarms: dict[str, IDelayedCall] = {}
+        # topics with a receiver that got nothing because as many messages are leased as may be
+        self.capped: set[str] = set()
+
+    def __len__(self) -> int:
+        return self._seated
+
+    def __contains__(self, topic: str) -> bool:
+        return topic in self._seats
+
+    @contextmanager
+    def seat(self, topic: str) -> Iterator[None]:
+        """A place to wait for `topic`. Raises `RonError(Backpressure)` when there is none."""
+        taken = self._seats.get(topic, 0)
+        if self._seated >= self._limit or taken >= self._topic_limit:
+            raise backpressure("too many receivers are waiting")
+        self._seats[topic] = taken + 1
+        self._seated += 1
+        try:
+            yield
+        finally:
+            self._leave(topic)
+
+    def sleep(self, topic: str, seconds: float) -> Deferred[bool]:
+        """Fires with True when there may be a message, with False when the time is up or the room closes."""
+        sleeper: Deferred[bool] = Deferred(lambda sleeper: self._rise(topic, sleeper))
+        up = self._reactor.callLater(seconds, self._time_up, topic, sleeper)
+        self._asleep.setdefault(topic, OrderedDict())[sleeper] = up
+        return sleeper
+
+    def wake(self, topic: str) -> None:
+        """There may be a message of `topic`: wake who waits longest."""
+        sleepers = self._asleep.get(topic)
+        if sleepers:
+            sleeper = next(iter(sleepers))
+            self._rise(topic, sleeper)
+            sleeper.callback(True)
+
+    def alarm(self, topic: str, delay_s: float) -> None:
+        """Wake someone of `topic` in `delay_s`, unless the alarm is set for an earlier time already."""
+        at = self._reactor.seconds() + delay_s
+        alarm = self._alarms.get(topic)
+        if alarm is None:
+            self._alarms[topic] = self._reactor.callLater(delay_s, self._ring, topic)
+        elif at < alarm.getTime():
+            alarm.reset(delay_s)
+
+    def close(self) -> None:
+        """Everyone goes home with nothing."""
+        for topic, sleepers in list(self._asleep.items()):
+            for sleeper in list(sleepers):
+                self._rise(topic, sleeper)
+                sleeper.callback(False)
+
+    def _ring(self, topic: str) -> None:
+        del self._alarms[topic]
+        self.wake(topic)
+
+    def _time_up(self, topic: str, sleeper: Deferred[bool]) -> None:
+        self._rise(topic, sleeper)
+        sleeper.callback(False)
+
+    def _rise(self, topic: str, sleeper: Deferred[bool]) -> None:
+        sleepers = self._asleep[topic]
+        up = sleepers.pop(sleeper)
+        if up.active():
+            up.cancel()
+        if not sleepers:
+            del self._asleep[topic]
+
+    def _leave(self, topic: str) -> None:
+        self._seated -= 1
+        self._seats[topic] -= 1
+        if self._seats[topic] == 0:
+            del self._seats[topic]
+            self.capped.discard(topic)
+            alarm = self._alarms.pop(topic, None)
+            if alarm is not None:
+                alarm.cancel()
+
+
+class MailboxMetrics:
+    """What the mailbox counts. No label ever carries a topic."""
+
+    BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    COMMIT_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+    def __init__(self, metrics: Metrics, stats: Callable[[], MailboxStats]) -> None:
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, registry=metrics.registry)
+
+        def gauge(name: str, text: str, read: Callable[[MailboxStats], int]) -> None:
+            Gauge(name, text, registry=metrics.registry).set_function(lambda: read(stats()))
+
+        self.sends = counter("mailbox_sends_total", "Messages stored")
+        self.duplicates = counter("mailbox_send_duplicates_total", "Sends answered by an earlier one with the same key")
+        self.recvs = counter("mailbox_recvs_total", "Messages delivered, redeliveries among them")
+        self.redeliveries = counter("mailbox_redeliveries_total", "Messages delivered for the second time or later")
+        self.expirations = counter("mailbox_visibility_timeouts_total", "Leases that ended without an ack")
+        self.acks = counter("mailbox_acks_total", "Messages acknowledged")
+        self.ack_duplicates = counter("mailbox_ack_duplicates_total", "Acks that repeated an earlier one")
+        self.conflicts = counter("mailbox_conflicts_total", "Acks with a receipt that is not the newest")
+        gauge("mailbox_depth", "Messages not yet acknowledged", lambda stats: stats.total)
+        gauge("mailbox_inflight", "Messages under lease", lambda stats: stats.inflight)
+        gauge("mailbox_payload_bytes", "Payload of messages not yet acknowledged", lambda stats: stats.bytes)
+        gauge("mailbox_waiting", "Receivers waiting for a message", lambda stats: stats.waiting)
+        self._batch_size = Histogram(
+            "mailbox_commit_batch_operations",
+            "Operations that shared a commit",
+            buckets=self.BATCH_BUCKETS,
+            registry=metrics.registry,
+        )
+        self._commit_s = Histogram(
+            "mailbox_commit_seconds", "Duration of a commit", buckets=self.COMMIT_BUCKETS_S, registry=metrics.registry
+        )
+
+    def count_deliveries(self, deliveries: list[Delivery]) -> None:
+        """Count what reaches a receiver."""
+        if deliveries:
+            self.recvs.inc(len(deliveries))
+            again = sum(delivery.attempt > 1 for delivery in deliveries)
+            if again:
+                self.redeliveries.inc(again)
+
+    def count_expired(self, leases: int) -> None:
+        """Count leases that ended by themselves."""
+        if leases:
+            self.expirations.inc(leases)
+
+    def count_conflict(self, error: RonError) -> None:
+        """Count `error` if it is a conflict."""
+        if error.status == 409:
+            self.conflicts.inc()
+
+    def count_batch(self, report: BatchReport) -> None:
+        """Count a commit."""
+        self._batch_size.observe(report.operations)
+        if report.wrote:
+            self._commit_s.observe(report.commit_s)

@@ -1,0 +1,466 @@
+"""SQLite with group commit: operations that arrive together share one transaction and one fsync.
+
+In: callables over a `sqlite3.Connection`, submitted on the reactor thread. Out: a Deferred for each, fired only after
+the COMMIT that holds its work is on disk. One thread owns the only connection; the file is locked against every other.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from ron.kernel.files import private_dir, sync_dir
+from ron.proto.errors import RonError, backpressure, unavailable
+
+T = TypeVar("T")
+
+# How much may wait for the writer. Beyond it a new operation is refused (`Backpressure`).
+QUEUE_LIMIT = 4096
+QUEUE_LIMIT_BYTES = 64 * 1024 * 1024
+# How many operations share a commit: enough to make the fsync cheap, few enough that nobody waits long for the others.
+BATCH_LIMIT = 256
+# How long opening waits for another process to let go of the file.
+LOCK_WAIT_S = 0.5
+# Pages in the write-ahead log before they are moved to the database: 16 MiB, a pause of some 20 ms each.
+CHECKPOINT_PAGES = 4096
+WAL_LIMIT_BYTES = 64 * 1024 * 1024
+CACHE_KIB = 16 * 1024
+CACHED_STATEMENTS = 256
+
+# Primary result codes that speak of the disk or the file and not of our SQL (sqlite.org/rescode.html).
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_STORAGE = _DAMAGED | {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PROTOCOL,
+}
+_log = Logger(namespace="ron.store")
+
+
+class CallsFromThread(Protocol):
+    """The one thing the engine needs of a reactor."""
+
+    def callFromThread(self, callable: Callable[..., Any], *args: object, **kwargs: object) -> None: ...
+
+
+class Mirror(Protocol):
+    """What a store keeps in memory beside its tables (counters), told when to follow them. Writer thread only."""
+
+    def opened(self, connection: sqlite3.Connection) -> None:
+        """The tables are there: read what you need."""
+
+    def begins(self) -> None:
+        """An operation begins."""
+
+    def failed(self) -> None:
+        """What was done since `begins` never happened."""
+
+    def committed(self) -> None:
+        """What was done since the last `committed` is durable."""
+
+    def rolled_back(self) -> None:
+        """What was done since the last `committed` never happened."""
+
+
+class NoMirror:
+    """For a store that keeps nothing beside its tables."""
+
+    def opened(self, connection: sqlite3.Connection) -> None:
+        """Nothing to read."""
+
+    def begins(self) -> None:
+        """Nothing to mark."""
+
+    failed = committed = rolled_back = begins
+
+
+class BatchReport(NamedTuple):
+    """How a batch went. Handed to the observer on the reactor thread.
+
+    commit_s: duration of the COMMIT alone. wrote: the database was changed. trouble: what the disk or the file
+    refused to at least one operation. lost: nothing of the batch was kept, every operation failed with `trouble`.
+    """
+
+    operations: int
+    commit_s: float
+    wrote: bool
+    trouble: RonError | None
+    lost: bool
+
+
+class _Job:
+    """An operation on its way through the queue, the writer and back."""
+
+    __slots__ = ("deferred", "error", "operation", "ran", "result", "then", "weight", "withdrawn")
+
+    def __init__(
+        self, operation: Callable[[sqlite3.Connection], Any], then: Callable[[Any, bool], None] | None
+    ) -> None:
+        self.operation = operation
+        self.then = then
+        self.weight = 0
+        self.withdrawn = False
+        self.ran = False
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.deferred: Deferred[Any] = Deferred(self._withdraw)
+
+    def _withdraw(self, _deferred: Deferred[Any]) -> None:
+        self.withdrawn = True
+
+    def settle(self) -> None:
+        """Back on the reactor thread: tell `then`, and the caller if it still waits."""
+        if self.error is not None:
+            if not self.withdrawn:
+                self.deferred.errback(self.error)
+            return
+        if self.then is not None and self.ran:
+            try:
+                self.then(self.result, self.withdrawn)
+            except Exception:  # noqa: BLE001 - one caller's mistake must not cost the others of the batch their answers
+                _log.failure("after a commit", event="store_then_failed")
+        if not self.withdrawn:
+            self.deferred.callback(self.result)
+
+
+class GroupCommit:
+    """One database, one writer thread, one commit for all that waits.
+
+    path: the file, made 0600 in a 0700 directory; None keeps everything in memory. schema: SQL scripts in order, see
+    `schema_of`. observe: called on the reactor thread after each batch. Use from the reactor thread only.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        schema: Sequence[str],
+        *,
+        reactor: CallsFromThread,
+        name: str,
+        mirror: Mirror | None = None,
+        observe: Callable[[BatchReport], None] | None = None,
+        queue_limit: int = QUEUE_LIMIT,
+        queue_limit_bytes: int = QUEUE_LIMIT_BYTES,
+        batch_limit: int = BATCH_LIMIT,
+    ) -> None:
+        self.name = name
+        self._path = path
+        self._schema = schema
+        self._reactor = reactor
+        self._mirror = mirror if mirror is not None else NoMirror()
+        self._observe = observe
+        self._queue_limit = queue_limit
+        self._queue_limit_bytes = queue_limit_bytes
+        self._batch_limit = batch_limit
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._queued = 0
+        self._queued_bytes = 0
+        self._refusal: RonError | None = unavailable(f"{name}: the store is not started")
+        self._opened: Deferred[None] = Deferred()
+        self._stopped: Deferred[None] = Deferred()
+        self._thread = threading.Thread(target=self._write_until_stopped, name=f"{name}-writer", daemon=True)
+
+    def start(self) -> Deferred[None]:
+        """Open the database in the writer thread. Fires when it is open, fails with `RonError` when it cannot be.
+
+        Operations may be submitted at once: they wait for the opening. Call it once.
+        """
+        self._refusal = None
+        self._thread.start()
+        return self._opened
+
+    def submit(
+        self,
+        operation: Callable[[sqlite3.Connection], T],
+        *,
+        then: Callable[[T, bool], None] | None = None,
+        weight: int = 0,
+    ) -> Deferred[T]:
+        """Run `operation` in the next transaction; its result arrives when it is durable.
+
+        then: `then(result, abandoned)` runs after the commit and before the caller hears, also when the caller
+        cancelled meanwhile (`abandoned`). weight: bytes the operation holds in memory.
+        Cancelling withdraws an operation that has not begun; one that has begun is kept, its answer dropped.
+        Raises `RonError` at once: `Backpressure` when the queue is full, `StoreUnavailable` when not open or stopping.
+        """
+        if self._refusal is not None:
+            raise _again(self._refusal)
+        if self._queued >= self._queue_limit or self._queued_bytes + weight > self._queue_limit_bytes:
+            raise backpressure(f"{self.name}: the store's queue is full")
+        job = _Job(operation, then)
+        job.weight = weight
+        self._queued += 1
+        self._queued_bytes += weight
+        self._queue.put(job)
+        return job.deferred
+
+    def stop(self) -> Deferred[None]:
+        """Refuse new operations, finish the queued ones, checkpoint, close and end the thread. Call it once."""
+        if self._thread.ident is None:
+            self._stopped.callback(None)
+            return self._stopped
+        self._refusal = unavailable(f"{self.name}: the store is stopping")
+        self._queue.put(None)
+        return self._stopped
+
+    # Reactor thread: what the writer hands back.
+
+    def _deliver(self, batch: list[_Job], report: BatchReport) -> None:
+        for job in batch:
+            self._queued -= 1
+            self._queued_bytes -= job.weight
+            job.settle()
+        if self._observe is not None:
+            self._observe(report)
+
+    def _opening_failed(self, error: RonError) -> None:
+        if self._refusal is None:
+            self._refusal = error
+        self._opened.errback(error)
+
+    def _ended(self) -> None:
+        self._thread.join()
+        self._stopped.callback(None)
+
+    # Writer thread.
+
+    def _write_until_stopped(self) -> None:
+        try:
+            connection = open_database(self._path, self._schema)
+            self._mirror.opened(connection)
+        except (RonError, sqlite3.Error, OSError) as error:
+            self._refuse_until_stopped(_as_ron_error(error, self._path))
+        else:
+            self._reactor.callFromThread(self._opened.callback, None)
+            while batch := self._next_batch():
+                self._transact(connection, batch)
+            _close(connection, durable=self._path is not None)
+        self._reactor.callFromThread(self._ended)
+
+    def _refuse_until_stopped(self, error: RonError) -> None:
+        self._reactor.callFromThread(self._opening_failed, error)
+        while batch := self._next_batch():
+            self._give_up(batch, error, 0.0)
+
+    def _next_batch(self) -> list[_Job]:
+        """All that waits, at least one, at most the batch limit; empty once the queue is drained for good."""
+        first = self._queue.get()
+        batch: list[_Job] = []
+        while first is not None:
+            batch.append(first)
+            if len(batch) == self._batch_limit:
+                return batch
+            try:
+                first = self._queue.get_nowait()
+            except Empty:
+                return batch
+        if batch:
+            self._queue.put(None)
+        return batch
+
+    def _transact(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
+        changes = connection.total_changes
+        began = time.perf_counter()
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            connection.execute("BEGIN")
+            trouble = self._run_each(connection, batch)
+            began = time.perf_counter()
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is on disk and the thread must live on
+            self._undo(connection)
+            self._give_up(batch, _as_ron_error(error, self._path), time.perf_counter() - began)
+            return
+        commit_s = time.perf_counter() - began
+        self._mirror.committed()
+        report = BatchReport(len(batch), commit_s, connection.total_changes != changes, trouble, lost=False)
+        self._reactor.callFromThread(self._deliver, batch, report)
+
+    def _run_each(self, connection: sqlite3.Connection, batch: list[_Job]) -> RonError | None:
+        """Every job within a savepoint of its own. Returns what the disk refused; raises when all of it is lost."""
+        trouble = None
+        execute, begins = connection.cursor().execute, self._mirror.begins
+        for job in batch:
+            if job.withdrawn:
+                continue
+            execute("SAVEPOINT operation")
+            begins()
+            try:
+                job.result = job.operation(connection)
+                job.ran = True
+            except Exception as error:
+                if not connection.in_transaction:
+                    raise  # SQLite has rolled back the whole transaction by itself
+                execute("ROLLBACK TO operation")
+                self._mirror.failed()
+                job.error = error
+                if _is_storage(error):
+                    job.error = trouble = _as_ron_error(error, self._path)
+            execute("RELEASE operation")
+        return trouble
+
+    def _undo(self, connection: sqlite3.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            _log.failure("rolling back", event="store_rollback_failed")
+        self._mirror.rolled_back()
+
+    def _give_up(self, batch: list[_Job], error: RonError, commit_s: float) -> None:
+        for job in batch:
+            job.ran = False
+            job.error = _again(error)
+        report = BatchReport(len(batch), commit_s, wrote=False, trouble=error, lost=True)
+        self._reactor.callFromThread(self._deliver, batch, report)
+
+
+def schema_of(package: str) -> list[str]:
+    """The scripts in `package`'s folder `schema`, in the order of their names (`0001-first.sql`, `0002-…`)."""
+    folder = resources.files(package) / "schema"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return [(folder / name).read_text(encoding="utf-8") for name in names]
+
+
+def open_database(path: Path | None, schema: Sequence[str]) -> sqlite3.Connection:
+    """The database at `path` (None: in memory), locked, checked, brought up to `schema`, in autocommit mode.
+
+    Raises `RonError(StoreUnavailable)` with a hint when another process has it, it is damaged, or it is newer than we.
+    """
+    try:
+        if path is not None:
+            _make_private(path)
+        connection = sqlite3.connect(
+            path if path is not None else ":memory:",
+            timeout=LOCK_WAIT_S,
+            isolation_level=None,
+            cached_statements=CACHED_STATEMENTS,
+        )
+        try:
+            _configure(connection, durable=path is not None)
+            _check(connection, path)
+            _upgrade(connection, schema, path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    except (sqlite3.Error, OSError) as error:
+        raise _as_ron_error(error, path) from error
+
+
+def _make_private(path: Path) -> None:
+    private_dir(path.parent)
+    if path.exists():
+        path.chmod(0o600)
+        return
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    sync_dir(path.parent)
+
+
+def _configure(connection: sqlite3.Connection, *, durable: bool) -> None:
+    # The lock is taken with the first read and held until the process ends, however it ends; and as nobody else may
+    # read, SQLite keeps the index of its log in our memory instead of a shared file.
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    if durable:
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise unavailable("the store's file system cannot hold a write-ahead log", hint="use a local file system")
+        connection.execute("PRAGMA synchronous = FULL")
+    else:
+        connection.execute("PRAGMA journal_mode = MEMORY")
+    for setting in (
+        f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+        f"journal_size_limit = {WAL_LIMIT_BYTES}",
+        f"cache_size = -{CACHE_KIB}",
+        "temp_store = MEMORY",
+        "foreign_keys = ON",
+        "trusted_schema = OFF",
+        "secure_delete = FAST",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _check(connection: sqlite3.Connection, path: Path | None) -> None:
+    connection.execute("BEGIN EXCLUSIVE")
+    connection.execute("COMMIT")
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise _damaged(path)
+
+
+def _upgrade(connection: sqlite3.Connection, schema: Sequence[str], path: Path | None) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(schema):
+        raise unavailable(
+            f"{_name(path)} was written by a newer version (schema {version}, this one knows {len(schema)})",
+            hint="run the newer version, or restore the backup made before the upgrade",
+        )
+    for number, script in enumerate(schema[version:], start=version + 1):
+        try:
+            connection.executescript(f"BEGIN;\n{script}\n;PRAGMA user_version = {number};\nCOMMIT;")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _close(connection: sqlite3.Connection, *, durable: bool) -> None:
+    try:
+        if durable:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error:
+        # nothing is lost: the log still holds it and is replayed at the next start
+        _log.failure("last checkpoint", event="store_checkpoint_failed")
+    finally:
+        connection.close()
+
+
+def _is_storage(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _STORAGE
+
+
+def _as_ron_error(error: Exception, path: Path | None) -> RonError:
+    """What the store says of `error`, to operators and callers alike: the file's name, never its folder."""
+    if isinstance(error, RonError):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _DAMAGED:
+        return _damaged(path)
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return unavailable(
+            f"{_name(path)} is in use by another process", hint="stop the other process that has it open"
+        )
+    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
+        return unavailable(f"{_name(path)}: no room on the disk", hint="make room; the store goes on by itself")
+    what = getattr(error, "sqlite_errorname", None) or type(error).__name__
+    return unavailable(f"{_name(path)} cannot be read or written ({what})", hint="look after the disk and its rights")
+
+
+def _damaged(path: Path | None) -> RonError:
+    return unavailable(f"{_name(path)} is damaged", hint="stop, keep the file for repair, restore from a backup")
+
+
+def _name(path: Path | None) -> str:
+    return path.name if path is not None else "the store in memory"
+
+
+def _again(error: RonError) -> RonError:
+    """A fresh copy: an exception that is raised in many callers would carry the traceback of them all."""
+    return RonError(error.code, error.message, hint=error.hint, status=error.status, retry_after_s=error.retry_after_s)

@@ -1,0 +1,139 @@
+"""Keeps one tor running: starts it, waits until it is up, starts it again with back-off when it dies.
+
+In: a command line and a control port. Out: `on_up` with a live control connection after each start, `on_down` with the
+reason after each end that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from txtorcon import TorControlProtocol
+from txtorcon.torcontrolprotocol import TorDisconnectError
+
+from ron.kernel.backoff import Backoff
+from ron.tor.control import Bootstrap, bootstrap, connect_control
+from ron.tor.process import TorProcess, spawn, stop
+
+POLL_S = 0.1
+# A tor that has been up for this long starts again from the shortest delay.
+STEADY_AFTER_S = 10.0
+_log = Logger(namespace="ron.tor")
+
+
+class WatchedTor:
+    """One tor under watch. `start` once, `stop` once; in between it is `up`, or on its way to be again."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        name: str,
+        command: Sequence[str],
+        control_port: int,
+        target_percent: int,
+        on_up: Callable[[WatchedTor], Awaitable[None]],
+        on_down: Callable[[WatchedTor, str], None],
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.name = name
+        self.control: TorControlProtocol | None = None
+        self.progress = Bootstrap(0, "stopped", "not started")
+        self.up = False
+        self.last_words = ""
+        self.restarts = 0
+        self._reactor = reactor
+        self._command = command
+        self._control_port = control_port
+        self._target_percent = target_percent
+        self._on_up = on_up
+        self._on_down = on_down
+        self._backoff = backoff if backoff is not None else Backoff()
+        self._process: TorProcess | None = None
+        self._loop: Deferred[None] | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """The running process, or None."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Begin to run and watch."""
+        self._loop = Deferred.fromCoroutine(self._run())
+        self._loop.addErrback(lambda failure: failure.trap(CancelledError))
+        self._loop.addErrback(lambda failure: _log.failure("the watchdog of {tor} broke", failure, tor=self.name))
+
+    async def stop(self) -> None:
+        """End tor and the watch; returns when the process is gone."""
+        self._stopping = True
+        process = self._process
+        if process is not None:
+            await stop(self._reactor, process)
+        if self._loop is not None:
+            self._loop.cancel()
+
+    def _asked_to_stop(self) -> bool:
+        return self._stopping
+
+    async def _run(self) -> None:
+        while not self._asked_to_stop():
+            started = self._reactor.seconds()
+            self.progress = Bootstrap(0, "starting", "starting")
+            process = self._process = spawn(self._reactor, self._command, self._heard)
+            attending = Deferred.fromCoroutine(self._attend(process))
+            attending.addErrback(self._attend_failed, process)
+            self.last_words = await process.ended
+            attending.cancel()
+            self._process, self.control, self.up = None, None, False
+            if self._asked_to_stop():
+                return
+            self.restarts += 1
+            _log.warn("tor {tor} ended: {reason}", event="tor_down", tor=self.name, reason=self.last_words)
+            self._on_down(self, self.last_words)
+            if self._reactor.seconds() - started > STEADY_AFTER_S:
+                self._backoff.reset()
+            await deferLater(self._reactor, self._backoff.next_delay_s())
+
+    async def _attend(self, process: TorProcess) -> None:
+        """Follow `process` up, then wait for the end of the control connection, without which it is no use to us."""
+        control = await self._connected()
+        self.control = control
+        while self.progress.percent < self._target_percent:
+            self.progress = await bootstrap(self._reactor, control)
+            await deferLater(self._reactor, POLL_S)
+        self.up = True
+        _log.info("tor {tor} is up", event="tor_up", tor=self.name, tor_pid=process.pid)
+        await self._on_up(self)
+        with contextlib.suppress(TorDisconnectError, ConnectionClosed):
+            await control.when_disconnected()
+        process.signal("KILL")
+
+    async def _connected(self) -> TorControlProtocol:
+        while True:
+            await deferLater(self._reactor, POLL_S)
+            try:
+                return await connect_control(self._reactor, self._control_port)
+            except CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - not listening yet, or still reading its keys: ask again
+                _log.debug("control port of {tor} not there: {error}", tor=self.name, error=str(error))
+
+    def _attend_failed(self, failure: Any, process: TorProcess) -> None:
+        if failure.check(CancelledError) or self._stopping:
+            return
+        _log.failure("lost the grip on tor {tor}; starting it again", failure, event="tor_lost", tor=self.name)
+        process.signal("KILL")
+
+    def _heard(self, line: str) -> None:
+        # Most of tor's warnings say that this is a testing network; its errors are always ours to know.
+        if "[err]" in line:
+            _log.error("tor {tor}: {line}", event="tor_error", tor=self.name, line=line)
+        else:
+            _log.debug("tor {tor}: {line}", event="tor_says", tor=self.name, line=line)

@@ -1,0 +1,120 @@
+"""The listener's hard limits: headers, body, idle time; refused before work and with the error envelope.
+
+In: raw HTTP from Twisted's channel. Out: a request whose body is at most the site's `body_limit` bytes, or 400/413.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from twisted.internet.interfaces import ITransport
+from twisted.web import http, server
+
+from ron.proto.errors import RonError, bad_request, envelope, too_large
+from ron.proto.ids import uuid7
+from ron.web.clock import now_rfc3339
+
+if TYPE_CHECKING:
+    from ron.web.site import RonSite
+
+HEADERS_LIMIT_BYTES = 64 * 1024
+READ_IDLE_S = 15
+# A client that is still sending its oversized body is read from for this long, so that it sees the 413 (RFC 9112 §9.6).
+LINGER_LIMIT_BYTES = 64 * 1024 * 1024
+
+# twisted.web parses the Content-Type of every POST with email.message: a third of the cost of a small request
+# (DESIGN §5). The result depends on the header alone, so it is remembered.
+if not hasattr(http._parseContentType, "cache_info"):
+    http._parseContentType = lru_cache(maxsize=256)(http._parseContentType)
+
+
+class RonChannel(http.HTTPChannel):
+    """Twisted's channel with our header limit; a malformed request is told so in the envelope."""
+
+    totalHeadersSize = HEADERS_LIMIT_BYTES
+    site: RonSite
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.answer_raw(bad_request("malformed request", "speak HTTP/1.1 with headers of at most 64 KiB"))
+        self.loseConnection()
+
+    def answer_raw(self, error: RonError) -> None:
+        """Write `error` as a whole response, outside the request machinery, and end the connection's use."""
+        request_id = str(uuid7())
+        body = msgspec.json.encode(envelope(error, ts=now_rfc3339(), request_id=request_id))
+        reason = http.RESPONSES.get(error.status, b"Error")
+        cast(ITransport, self.transport).write(
+            b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n"
+            b"X-Request-ID: %s\r\nX-Content-Type-Options: nosniff\r\n\r\n%s"
+            % (error.status, reason, len(body), request_id.encode(), body)
+        )
+        self.site.count_refusal(error)
+
+
+class _Nowhere(io.BytesIO):
+    """Takes a refused body and keeps none of it."""
+
+    def write(self, chunk: Any) -> int:
+        return len(chunk)
+
+
+class RonRequest(server.Request):
+    """A request that refuses an oversized body at its first byte too many."""
+
+    _parsePOSTFormSubmission = False
+    site: RonSite
+    channel: RonChannel
+    _received = 0
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers are in: refuse by the declared length, otherwise make room for the body."""
+        if length is not None and length > self.channel.site.body_limit:
+            self._refuse()
+        else:
+            self.content = io.BytesIO()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Keep `data`, unless the limit is passed (a chunked body declares no length)."""
+        self._received += len(data)
+        if self._refused:
+            if self._received > LINGER_LIMIT_BYTES:
+                self.channel.loseConnection()
+        elif self._received > self.channel.site.body_limit:
+            self._refuse()
+        else:
+            cast(io.BytesIO, self.content).write(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """All of it has arrived: a refused one ends here."""
+        if self._refused:
+            self.channel.loseConnection()
+        else:
+            super().requestReceived(command, path, version)
+
+    def process(self) -> None:
+        """Answer hot endpoints at once; everything else goes through the site's resource tree."""
+        hot = self.channel.site.hot(self.method, self.path)
+        if hot is None:
+            super().process()
+        else:
+            endpoint, params = hot
+            self.site = self.channel.site
+            endpoint.answer(self, params)
+
+    def body(self) -> bytes:
+        """The whole body."""
+        return cast(io.BytesIO, self.content).getvalue()
+
+    def header(self, name: str) -> str | None:
+        """The last value of a header, or None."""
+        return self.getHeader(name)
+
+    def _refuse(self) -> None:
+        self._refused = True
+        self.content = _Nowhere()
+        limit = self.channel.site.body_limit
+        self.channel.answer_raw(too_large("body over the limit", f"send at most {limit} bytes"))

@@ -1,0 +1,132 @@
+"""Endpoints become a Twisted site: hot ones by a prefix table, the rest through Klein, strangers get the envelope.
+
+In: the process's `Edge` (authority, metrics, clock) and endpoints. Out: a `RonSite` to listen with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+from urllib.parse import unquote
+
+from klein import Klein
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.iweb import IRequest
+from twisted.web.server import NOT_DONE_YET, Site
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from ron.auth import Authority
+from ron.kernel import Metrics
+from ron.proto.errors import ErrorCode, RonError, not_found
+from ron.proto.ids import uuid7
+from ron.web.endpoint import BoundEndpoint, Endpoint, error_answer, send
+from ron.web.request import READ_IDLE_S, RonChannel, RonRequest
+
+BODY_LIMIT_BYTES = 16 * 1024 * 1024
+_REASONS = {401: "unauth", 403: "unauth", 413: "too_large", 429: "backpressure", 503: "store_unavailable"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """What all sites of a process share."""
+
+    authority: Authority
+    metrics: Metrics
+    reactor: IReactorTime
+
+    def monotonic(self) -> float:
+        """Seconds of the reactor's clock, for latencies."""
+        return self.reactor.seconds()
+
+    def count_refusal(self, error: RonError) -> None:
+        """Count an answer that was refused before work."""
+        reason = _REASONS.get(error.status)
+        if reason is not None:
+            self.metrics.rejected.labels(reason).inc()
+
+
+@dataclass(slots=True)
+class _HotTable:
+    """Exact paths in a dict; paths with parameters by their static prefix and number of segments."""
+
+    exact: dict[tuple[bytes, bytes], BoundEndpoint] = field(default_factory=dict)
+    prefixed: list[tuple[bytes, bytes, int, list[str], BoundEndpoint]] = field(default_factory=list)
+
+    def add(self, endpoint: BoundEndpoint) -> None:
+        method, path = endpoint.spec.method.encode(), endpoint.spec.path
+        prefix, parameter, _ = path.partition("<")
+        if not parameter:
+            self.exact[method, path.encode()] = endpoint
+            return
+        names = [segment.strip("<>") for segment in path[len(prefix) :].split("/")]
+        self.prefixed.append((method, prefix.encode(), len(names), names, endpoint))
+
+    def find(self, method: bytes, path: bytes) -> tuple[BoundEndpoint, dict[str, str]] | None:
+        method = b"GET" if method == b"HEAD" else method
+        exact = self.exact.get((method, path))
+        if exact is not None:
+            return exact, {}
+        for hot_method, prefix, count, names, endpoint in self.prefixed:
+            if method == hot_method and path.startswith(prefix):
+                segments = path[len(prefix) :].decode("utf-8", "replace").split("/")
+                if len(segments) == count:
+                    return endpoint, {n: unquote(s) for n, s in zip(names, segments, strict=True)}
+        return None
+
+
+class RonSite(Site):
+    """A site with our channel, request, limits and hot table."""
+
+    def __init__(self, edge: Edge, klein: Klein, hot: _HotTable, *, body_limit: int) -> None:
+        super().__init__(klein.resource(), requestFactory=RonRequest, timeout=READ_IDLE_S)
+        # Site's default wraps the channel to negotiate HTTP/2; we speak HTTP/1.1 and save a layer
+        self.protocol = RonChannel  # type: ignore[method-assign, assignment]
+        self.body_limit = body_limit
+        self.hot = hot.find
+        self.count_refusal = edge.count_refusal
+        self.displayTracebacks = False
+
+    def log(self, request: object) -> None:
+        """No access log on disk: metrics count, and paths may name people's topics."""
+
+
+def make_site(edge: Edge, endpoints: Iterable[Endpoint], *, body_limit: int = BODY_LIMIT_BYTES) -> RonSite:
+    """A site that answers `endpoints` and nothing else."""
+    klein, hot = Klein(), _HotTable()
+    for spec in endpoints:
+        bound = BoundEndpoint(spec, edge)
+        if spec.hot:
+            hot.add(bound)
+        klein.route(spec.path, methods=_methods(spec), strict_slashes=False)(_route(bound))
+    klein.handle_errors(HTTPException)(_stranger(edge))
+    return RonSite(edge, klein, hot, body_limit=body_limit)
+
+
+def _methods(spec: Endpoint) -> Sequence[str]:
+    return ["GET", "HEAD"] if spec.method == "GET" else [spec.method]
+
+
+def _route(bound: BoundEndpoint) -> Callable[..., Any]:
+    def route(request: IRequest, **params: str) -> Any:
+        bound.answer(cast(RonRequest, request), params)
+        return NOT_DONE_YET
+
+    route.__name__ = f"{bound.spec.method} {bound.spec.path}"
+    return route
+
+
+def _stranger(edge: Edge) -> Callable[..., Any]:
+    """Answers what no endpoint matches: 404, or 405 with `Allow`."""
+
+    def stranger(request: IRequest, failure: Any) -> Any:
+        if isinstance(failure.value, MethodNotAllowed):
+            allowed = ", ".join(sorted(failure.value.valid_methods or ()))
+            error = RonError(ErrorCode.UNSUPPORTED, "method not allowed", status=405, headers={"Allow": allowed})
+        else:
+            error = not_found("nothing lives at this path")
+        edge.count_refusal(error)
+        send(error_answer(error), cast(RonRequest, request), str(uuid7()))
+        return NOT_DONE_YET
+
+    return stranger
