@@ -4,7 +4,6 @@ Each carries a code of the house taxonomy. None carries key material, plaintext,
 whoever can send us envelopes and watch the errors must learn nothing but the type.
 """
 
-# ruff: noqa: N818  (the names say what happened, as in ErrorCode)
 from __future__ import annotations
 
 from typing import ClassVar

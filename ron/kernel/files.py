@@ -6,11 +6,12 @@ In: a path and bytes. Out: after `write_private` returns, the bytes are on disk 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 from pathlib import Path
 
-from ron.proto.errors import RonError, unavailable
+from ron.proto.errors import conflict, unavailable
 
 
 def private_dir(path: Path) -> Path:
@@ -22,8 +23,11 @@ def private_dir(path: Path) -> Path:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: temporary file 0600, fsync, rename, fsync of the directory."""
-    private_dir(path.parent)
+    """Replace `path` by `content`: temporary file 0600, fsync, rename, fsync of the directory.
+
+    A missing directory is made 0700; an existing one keeps its mode: it may be the user's own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -50,10 +54,31 @@ def sync_dir(path: Path) -> None:
 
 def read_private(path: Path) -> bytes:
     """The bytes of a secret file. Raises `RonError` when others may read it, with the command that mends it."""
-    if path.stat().st_mode & 0o077:
-        raise _exposed(path)
-    return path.read_bytes()
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise unavailable(f"{path} holds a secret and others may read it", hint=f"chmod 600 {path}")
+        return file.read()
 
 
-def _exposed(path: Path) -> RonError:
-    return unavailable(f"{path} holds a secret and others may read it", hint=f"chmod 600 {path}")
+class DirectoryLock:
+    """A folder that one process owns at a time: `<folder>/.lock`, held until `release` or the process ends."""
+
+    def __init__(self, directory: Path) -> None:
+        private_dir(directory)
+        self._handle: int | None = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(self._handle, 20).decode("ascii", "replace").strip()
+            self.release()
+            raise conflict(
+                f"{directory} is in use by process {owner}", hint=f"stop it (kill {owner}), or choose another folder"
+            ) from None
+        os.ftruncate(self._handle, 0)
+        os.write(self._handle, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -104,6 +104,10 @@ class BatchReport(NamedTuple):
     lost: bool
 
 
+class _Spoilt(Exception):
+    """An operation failed after it had changed something, and there is no savepoint to go back to."""
+
+
 class _Job:
     """An operation on its way through the queue, the writer and back."""
 
@@ -168,9 +172,12 @@ class GroupCommit:
         self._queue_limit = queue_limit
         self._queue_limit_bytes = queue_limit_bytes
         self._batch_limit = batch_limit
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        # jobs not yet handed over, and how many jobs and bytes are anywhere on their way
+        self._waiting: list[_Job] = []
         self._queued = 0
         self._queued_bytes = 0
+        self._busy = False
+        self._batches: SimpleQueue[list[_Job]] = SimpleQueue()
         self._refusal: RonError | None = unavailable(f"{name}: the store is not started")
         self._opened: Deferred[None] = Deferred()
         self._stopped: Deferred[None] = Deferred()
@@ -194,6 +201,8 @@ class GroupCommit:
     ) -> Deferred[T]:
         """Run `operation` in the next transaction; its result arrives when it is durable.
 
+        If it raises, nothing of it stays and the others of its transaction are not touched. It may be run a second time
+        after a rollback, so it must change nothing but the database (and the mirror), and begin or end no transaction.
         then: `then(result, abandoned)` runs after the commit and before the caller hears, also when the caller
         cancelled meanwhile (`abandoned`). weight: bytes the operation holds in memory.
         Cancelling withdraws an operation that has not begun; one that has begun is kept, its answer dropped.
@@ -207,7 +216,11 @@ class GroupCommit:
         job.weight = weight
         self._queued += 1
         self._queued_bytes += weight
-        self._queue.put(job)
+        self._waiting.append(job)
+        if not self._busy:
+            # not at once: what else this turn of the reactor brings shall share the commit
+            self._busy = True
+            self._reactor.callFromThread(self._hand_over)
         return job.deferred
 
     def stop(self) -> Deferred[None]:
@@ -216,12 +229,21 @@ class GroupCommit:
             self._stopped.callback(None)
             return self._stopped
         self._refusal = unavailable(f"{self.name}: the store is stopping")
-        self._queue.put(None)
+        while self._waiting:
+            self._hand_over()
+        self._batches.put([])
         return self._stopped
 
-    # Reactor thread: what the writer hands back.
+    # Reactor thread: to the writer and back. While it has a batch the next one gathers.
+
+    def _hand_over(self) -> None:
+        batch, self._waiting = self._waiting[: self._batch_limit], self._waiting[self._batch_limit :]
+        self._busy = bool(batch)
+        if batch:
+            self._batches.put(batch)
 
     def _deliver(self, batch: list[_Job], report: BatchReport) -> None:
+        self._hand_over()
         for job in batch:
             self._queued -= 1
             self._queued_bytes -= job.weight
@@ -248,40 +270,25 @@ class GroupCommit:
             self._refuse_until_stopped(_as_ron_error(error, self._path))
         else:
             self._reactor.callFromThread(self._opened.callback, None)
-            while batch := self._next_batch():
+            while batch := self._batches.get():
                 self._transact(connection, batch)
             _close(connection, durable=self._path is not None)
         self._reactor.callFromThread(self._ended)
 
     def _refuse_until_stopped(self, error: RonError) -> None:
         self._reactor.callFromThread(self._opening_failed, error)
-        while batch := self._next_batch():
+        while batch := self._batches.get():
             self._give_up(batch, error, 0.0)
-
-    def _next_batch(self) -> list[_Job]:
-        """All that waits, at least one, at most the batch limit; empty once the queue is drained for good."""
-        first = self._queue.get()
-        batch: list[_Job] = []
-        while first is not None:
-            batch.append(first)
-            if len(batch) == self._batch_limit:
-                return batch
-            try:
-                first = self._queue.get_nowait()
-            except Empty:
-                return batch
-        if batch:
-            self._queue.put(None)
-        return batch
 
     def _transact(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
         changes = connection.total_changes
         began = time.perf_counter()
         try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            connection.execute("BEGIN")
-            trouble = self._run_each(connection, batch)
+            try:
+                trouble = self._run_each(connection, batch, guarded=False)
+            except _Spoilt:
+                self._undo(connection)
+                trouble = self._run_each(connection, batch, guarded=True)
             began = time.perf_counter()
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is on disk and the thread must live on
@@ -293,27 +300,41 @@ class GroupCommit:
         report = BatchReport(len(batch), commit_s, connection.total_changes != changes, trouble, lost=False)
         self._reactor.callFromThread(self._deliver, batch, report)
 
-    def _run_each(self, connection: sqlite3.Connection, batch: list[_Job]) -> RonError | None:
-        """Every job within a savepoint of its own. Returns what the disk refused; raises when all of it is lost."""
+    def _run_each(self, connection: sqlite3.Connection, batch: list[_Job], *, guarded: bool) -> RonError | None:
+        """Every job, in order, in a new transaction. Returns what the disk refused; raises when all of it is lost.
+
+        A savepoint costs a third of a small operation and is needed only by one that fails after it has changed
+        something. So the first pass goes without; if there was such a failure it raises `_Spoilt`, and the batch is run
+        again with each operation in a savepoint of its own (`guarded`).
+        """
         trouble = None
-        execute, begins = connection.cursor().execute, self._mirror.begins
+        connection.execute("BEGIN")
+        begins = self._mirror.begins
         for job in batch:
+            job.ran, job.error = False, None
             if job.withdrawn:
                 continue
-            execute("SAVEPOINT operation")
             begins()
+            changes = connection.total_changes
             try:
+                if guarded:
+                    connection.execute("SAVEPOINT operation")
                 job.result = job.operation(connection)
                 job.ran = True
+                if guarded:
+                    connection.execute("RELEASE operation")
             except Exception as error:
                 if not connection.in_transaction:
                     raise  # SQLite has rolled back the whole transaction by itself
-                execute("ROLLBACK TO operation")
+                if guarded:
+                    connection.execute("ROLLBACK TO operation")
+                    connection.execute("RELEASE operation")
+                elif connection.total_changes != changes:
+                    raise _Spoilt from error
                 self._mirror.failed()
-                job.error = error
+                job.ran, job.error = False, error
                 if _is_storage(error):
                     job.error = trouble = _as_ron_error(error, self._path)
-            execute("RELEASE operation")
         return trouble
 
     def _undo(self, connection: sqlite3.Connection) -> None:

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from ron.kernel import HealthState, Metrics
 from ron.kernel.aio import within
-from ron.kernel.files import private_dir, write_private
+from ron.kernel.files import DirectoryLock, private_dir, write_private
 from ron.proto.errors import ErrorCode, RonError
 from ron.tor.authkeys import authority_identity, relay_fingerprint
 from ron.tor.binary import TorBinary
@@ -74,6 +74,7 @@ class NetworkFacts(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     supervisor_pid: int
     state: str
+    stage: str
     tors: tuple[TorFacts, ...]
 
 
@@ -109,6 +110,8 @@ class PrivateNetwork:
         self._progress = progress
         self._ports: dict[str, int] = {}
         self._next_nudge = 0.0
+        self._stage = ""
+        self._lock: DirectoryLock | None = None
         self._up_listeners: list[Callable[[WatchedTor], Awaitable[None]]] = []
 
     def on_client_up(self, listener: Callable[[WatchedTor], Awaitable[None]]) -> None:
@@ -129,17 +132,19 @@ class PrivateNetwork:
             directory=str(self.directory),
             supervisor_pid=os.getpid(),
             state=self.state,
+            stage=self._stage,
             tors=tuple(self._tor_facts(tor) for tor in self.tors.values()),
         )
 
     async def bring_up(self) -> None:
         """Start everything and return when every client is at 100 %. Raises `RonError(Timeout)` after two minutes."""
+        self._lock = DirectoryLock(self.directory)
         self._set_state("starting")
         self._health.missing("tor.net", "the private network is starting")
         deadline = self._reactor.seconds() + BRING_UP_TIMEOUT_S
-        self._progress(Stage("prepare", 0, 1, "keys, ports and torrc files"))
+        self._tell(Stage("prepare", 0, 1, "keys, ports and torrc files"))
         await deferToThread(self._prepare)
-        self._progress(Stage("prepare", 1, 1, f"{len(INFRASTRUCTURE) + len(self.clients)} tors prepared"))
+        self._tell(Stage("prepare", 1, 1, f"{len(INFRASTRUCTURE) + len(self.clients)} tors prepared"))
         offset = voting_offset_s(time.time())
         for name in INFRASTRUCTURE:
             voting = ["--TestingV3AuthVotingStartOffset", str(offset)] if name in AUTHORITIES else []
@@ -153,11 +158,21 @@ class PrivateNetwork:
 
     async def take_down(self) -> None:
         """Stop clients, then relays and authorities; returns when no process is left."""
-        self._set_state("stopping")
+        if self.state != "failed":
+            self._set_state("stopping")
         for group in (self.clients, RELAYS, AUTHORITIES):
             stops = [Deferred.fromCoroutine(self.tors[name].stop()) for name in group if name in self.tors]
             await gatherResults(stops, consumeErrors=True)
-        self._set_state("down")
+        if self.state != "failed":
+            self._set_state("down")
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def fail(self, reason: str) -> None:
+        """Leave `reason` in `tornet.json` for whoever waits for the network."""
+        self._stage = reason
+        self._set_state("failed")
 
     def write_facts(self) -> None:
         """Leave `tornet.json` for `ronctl tornet status`."""
@@ -238,7 +253,7 @@ class PrivateNetwork:
         while True:
             now = await measure()
             if now != last:
-                self._progress(now)
+                self._tell(now)
                 last = now
             if now.done >= now.total:
                 return
@@ -302,6 +317,13 @@ class PrivateNetwork:
             control_port=self._ports[f"{tor.name}.control"],
             socks_port=self._ports.get(f"{tor.name}.socks"),
         )
+
+    def _tell(self, stage: Stage) -> None:
+        self._progress(stage)
+        text = f"{stage.name} {stage.done}/{stage.total} {stage.detail}"
+        if text != self._stage:
+            self._stage = text
+            self.write_facts()
 
     def _set_state(self, state: str) -> None:
         self.state = state

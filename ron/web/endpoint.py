@@ -20,9 +20,9 @@ from twisted.web.http import datetimeToString
 
 from ron.auth import Capability, Wanted
 from ron.proto.assets import Asset
+from ron.proto.clock import now_rfc3339
 from ron.proto.errors import ErrorCode, RonError, bad_request, envelope
 from ron.proto.ids import is_uuid, uuid7
-from ron.web.clock import now_rfc3339
 from ron.web.content import Answer, Raw, answer_asset
 
 if TYPE_CHECKING:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from twisted.internet.interfaces import ITransport
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
 from twisted.web import http, server
 
+from ron.proto.clock import now_rfc3339
 from ron.proto.errors import RonError, bad_request, envelope, too_large
 from ron.proto.ids import uuid7
-from ron.web.clock import now_rfc3339
 
 if TYPE_CHECKING:
     from ron.web.site import RonSite
@@ -40,6 +42,21 @@ class RonChannel(http.HTTPChannel):
     def _respondToBadRequestAndDisconnect(self) -> None:
         self.answer_raw(bad_request("malformed request", "speak HTTP/1.1 with headers of at most 64 KiB"))
         self.loseConnection()
+
+    def connectionMade(self) -> None:
+        """Known to the site from now on, so that it can be drained."""
+        super().connectionMade()
+        self.site.channels.add(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Gone."""
+        self.site.channels.discard(self)
+        super().connectionLost(reason)
+
+    @property
+    def busy(self) -> bool:
+        """True while a request is being received or answered."""
+        return bool(self.requests)
 
     def answer_raw(self, error: RonError) -> None:
         """Write `error` as a whole response, outside the request machinery, and end the connection's use."""

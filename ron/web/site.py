@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from klein import Klein
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.web.iweb import IRequest
 from twisted.web.server import NOT_DONE_YET, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -79,13 +80,30 @@ class RonSite(Site):
     """A site with our channel, request, limits and hot table."""
 
     def __init__(self, edge: Edge, klein: Klein, hot: _HotTable, *, body_limit: int) -> None:
-        super().__init__(klein.resource(), requestFactory=RonRequest, timeout=READ_IDLE_S)
+        super().__init__(klein.resource(), requestFactory=RonRequest, timeout=READ_IDLE_S, reactor=edge.reactor)
         # Site's default wraps the channel to negotiate HTTP/2; we speak HTTP/1.1 and save a layer
         self.protocol = RonChannel  # type: ignore[method-assign, assignment]
         self.body_limit = body_limit
         self.hot = hot.find
         self.count_refusal = edge.count_refusal
         self.displayTracebacks = False
+        self.channels: set[RonChannel] = set()
+
+    async def drain(self, deadline_s: float) -> int:
+        """Let calls under way finish, close the rest. Returns how many had to be cut off at the deadline."""
+        end = self.reactor.seconds() + deadline_s
+        while True:
+            for channel in [c for c in self.channels if not c.busy]:
+                channel.loseConnection()
+            busy = [c for c in self.channels if c.busy]
+            if not busy:
+                return 0
+            if self.reactor.seconds() >= end:
+                break
+            await deferLater(self.reactor, 0.05)
+        for channel in busy:
+            channel.forceAbortClient()
+        return len(busy)
 
     def log(self, request: object) -> None:
         """No access log on disk: metrics count, and paths may name people's topics."""

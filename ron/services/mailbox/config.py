@@ -41,7 +41,7 @@ class MailboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     topic_max_messages: Count = 100_000
     topic_max_bytes: Bytes = 1 * GIB
     idempotency_window_s: Annotated[int, Meta(ge=60, le=30 * DAY_S)] = DAY_S
-    max_keys: Count = 1_000_000
+    max_keys: Count = 10_000_000
     ack_window_s: Annotated[int, Meta(ge=1, le=DAY_S)] = HOUR_S
     max_remembered_acks: Count = 100_000
     max_waiters: Annotated[int, Meta(ge=1, le=100_000)] = 1024

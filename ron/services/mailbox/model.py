@@ -28,6 +28,7 @@ MAX_BATCH_BYTES = 4 * 1024 * 1024
 MIN_VISIBILITY_S = 0.1
 MAX_VISIBILITY_S = 43_200.0
 MAX_WAIT_S = 25.0
+MSG_ID_ENTROPY_BYTES = 10
 RECEIPT_BYTES = 16
 NO_RECEIPT = bytes(RECEIPT_BYTES)
 
@@ -87,7 +88,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
-    """A message under lease. attempt: 1 at the first delivery. receipt: what acknowledges this delivery, and no other."""
+    """A message under lease. attempt: 1 at the first delivery. receipt: acknowledges this delivery and no other."""
 
     msg_id: str
     payload: bytes
@@ -173,6 +174,14 @@ def check_wait(wait_s: float) -> float:
     if not 0 <= wait_s <= MAX_WAIT_S:
         raise bad_request("wait_s is out of range", f"0 to {MAX_WAIT_S:g}")
     return wait_s
+
+
+def make_msg_id(now_ms: int, entropy: bytes) -> bytes:
+    """A time-ordered UUID (RFC 9562 §5.7) of `now_ms` and 10 random bytes."""
+    value = (now_ms & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(entropy, "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return value.to_bytes(16, "big")
 
 
 def format_msg_id(msg_id: bytes) -> str:

@@ -12,21 +12,30 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ron.kernel import HealthState, Metrics
-from ron.proto.errors import RonError, backpressure, unavailable
-from ron.proto.ids import uuid7
+from ron.proto.errors import ErrorCode, RonError, backpressure, unavailable
 from ron.services.mailbox import model
 from ron.services.mailbox.config import MailboxConfig
-from ron.services.mailbox.model import RECEIPT_BYTES, Acked, Ask, Delivery, MailboxStats, NewMessage, Sent
+from ron.services.mailbox.model import (
+    MSG_ID_ENTROPY_BYTES,
+    RECEIPT_BYTES,
+    Acked,
+    Ask,
+    Delivery,
+    MailboxStats,
+    NewMessage,
+    Sent,
+)
 from ron.services.mailbox.store import Leased, MailboxStore, Settled
 from ron.store import BatchReport
 
@@ -74,12 +83,12 @@ class MailboxService(MultiService):
         self._reactor = reactor
         self._health = health
         self._now = now
-        self._random_bytes = random_bytes
+        self._entropy = Entropy(random_bytes)
         self._visibility_s = config.visibility_timeout_ms / 1000
         self._waiting = WaitingRoom(reactor, limit=config.max_waiters, topic_limit=config.topic_max_waiters)
         self._store = self._new_store()
         self._sweeping = LoopingCall(self._sweep)
-        self._sweeping.clock = reactor
+        self._sweeping.clock = cast(IReactorTime, reactor)
         self._alive = False
         self._opening: RonError | None = None
         self._opened_waiters: list[Deferred[None]] | None = []
@@ -101,9 +110,8 @@ class MailboxService(MultiService):
         if self._sweeping.running:
             self._sweeping.stop()
         self._waiting.close()
-        stopped = self._store.stop()
-        stopped.addCallback(lambda _: MultiService.stopService(self))
-        return stopped
+        super().stopService()
+        return self._store.stop()
 
     async def opened(self) -> None:
         """Return when the store is open. Raises `RonError` when it cannot be opened."""
@@ -124,15 +132,20 @@ class MailboxService(MultiService):
         Raises `RonError`: 400 malformed, 409 the key means another message, 413 too large, 429 full, 503 disk.
         After a 503 the message may or may not be there: send again with the same key.
         """
+        now_ms = self._now_ms()
         new = NewMessage(
-            uuid7().bytes,
+            model.make_msg_id(now_ms, self._entropy.take(MSG_ID_ENTROPY_BYTES)),
             model.check_topic(topic),
             model.parse_priority(priority),
             model.check_payload(payload),
             model.check_key(idempotency_key),
-            self._now_ms(),
+            now_ms,
         )
-        return await self._store.send(new, then=lambda sent, _abandoned: self._sent(topic, sent))
+        try:
+            return await self._store.send(new, then=lambda sent, _abandoned: self._sent(topic, sent))
+        except RonError as error:
+            self._metrics.count_conflict(error)
+            raise
 
     async def recv(
         self,
@@ -160,10 +173,9 @@ class MailboxService(MultiService):
 
         Raises `RonError`: 404 unknown or not allowed, 409 the receipt is not that of the latest delivery, 503 disk.
         """
+        key = model.parse_msg_id(msg_id)
         try:
-            settled = await self._store.ack(
-                model.parse_msg_id(msg_id), receipt, may=may, now_ms=self._now_ms(), then=self._settled
-            )
+            settled = await self._store.ack(key, receipt, may=may, now_ms=self._now_ms(), then=self._settled)
         except RonError as error:
             self._metrics.count_conflict(error)
             raise
@@ -186,7 +198,7 @@ class MailboxService(MultiService):
     # Waiting for a message
 
     def _lease(self, ask: Ask) -> Deferred[Leased]:
-        tokens = self._random_bytes(RECEIPT_BYTES * ask.limit)
+        tokens = self._entropy.take(RECEIPT_BYTES * ask.limit)
         return self._store.recv(ask, now_ms=self._now_ms(), tokens=tokens, then=self._leased)
 
     async def _wait_and_lease(self, ask: Ask, leased: Leased, wait_s: float) -> Leased:
@@ -199,7 +211,8 @@ class MailboxService(MultiService):
                 try:
                     leased = await self._lease(ask)
                 except BaseException:
-                    self._waiting.wake(ask.topic)  # it was woken for a message that is still there: the next one's turn
+                    # it was woken for a message that is still there: the next one's turn, outside of this stack
+                    self._reactor.callLater(0, self._waiting.wake, ask.topic)
                     raise
         return leased
 
@@ -215,13 +228,13 @@ class MailboxService(MultiService):
 
     def _sent(self, topic: str, sent: Sent) -> None:
         if sent.duplicate:
-            self._metrics.duplicates.inc()
+            self._metrics.send_duplicates += 1
         else:
-            self._metrics.sends.inc()
+            self._metrics.sends += 1
             self._waiting.wake(topic)
 
     def _leased(self, leased: Leased, abandoned: bool) -> None:
-        self._metrics.count_expired(leased.expired)
+        self._metrics.expirations += leased.expired
         if abandoned:
             self._give_back(leased)
             return
@@ -233,9 +246,9 @@ class MailboxService(MultiService):
 
     def _settled(self, settled: Settled, _abandoned: bool) -> None:
         if settled.acked.duplicate:
-            self._metrics.ack_duplicates.inc()
+            self._metrics.ack_duplicates += 1
         else:
-            self._metrics.acks.inc()
+            self._metrics.acks += 1
         if settled.topic in self._waiting.capped:
             self._waiting.capped.discard(settled.topic)
             self._waiting.wake(settled.topic)
@@ -258,10 +271,11 @@ class MailboxService(MultiService):
         return MailboxStore(self._config, self._path, reactor=self._reactor, observe=self._batch_done)
 
     def _opened(self, _none: None) -> None:
-        self._alive = True
-        self._health.ok(HEALTH_KEY)
         if self.running:
-            self._sweeping.start(SWEEP_S, now=False)
+            self._alive = True
+            self._health.ok(HEALTH_KEY)
+            sweeping = self._sweeping.start(SWEEP_S, now=False)
+            sweeping.addErrback(lambda failure: _log.failure("sweeping ended", failure, event="sweep_failed"))
         self._tell_opened()
 
     def _not_opened(self, failure: Any) -> None:
@@ -304,17 +318,38 @@ class MailboxService(MultiService):
     async def _sweep_all(self) -> None:
         try:
             if not self._alive:
-                await self._store.probe(uuid7().bytes)
+                await self._store.probe(self._entropy.take(16))
             more = True
             while more and self.running:
                 swept = await self._store.sweep(now_ms=self._now_ms())
-                self._metrics.count_expired(swept.expired)
+                self._metrics.expirations += swept.expired
                 more = swept.more
         except RonError:
             return  # told by health and counted already; the next round tries again
 
     def _now_ms(self) -> int:
         return int(self._now() * 1000)
+
+
+class Entropy:
+    """Random bytes by the block: a system call for each receipt would cost more than the rest of a recv.
+
+    (It releases the interpreter lock, and has to queue behind the writer thread to get it back.)
+    """
+
+    BLOCK_BYTES = 4096
+
+    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+        self._random_bytes = random_bytes
+        self._block = b""
+        self._used = 0
+
+    def take(self, count: int) -> bytes:
+        """`count` bytes (at most a block) that were never handed out before."""
+        if self._used + count > len(self._block):
+            self._block, self._used = self._random_bytes(self.BLOCK_BYTES), 0
+        self._used += count
+        return self._block[self._used - count : self._used]
 
 
 class WaitingRoom:
@@ -412,30 +447,15 @@ class WaitingRoom:
 
 
 class MailboxMetrics:
-    """What the mailbox counts. No label ever carries a topic."""
+    """What the mailbox counts, in plain numbers that are read when someone asks. No label ever carries a topic."""
 
     BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     COMMIT_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
     def __init__(self, metrics: Metrics, stats: Callable[[], MailboxStats]) -> None:
-        def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, registry=metrics.registry)
-
-        def gauge(name: str, text: str, read: Callable[[MailboxStats], int]) -> None:
-            Gauge(name, text, registry=metrics.registry).set_function(lambda: read(stats()))
-
-        self.sends = counter("mailbox_sends_total", "Messages stored")
-        self.duplicates = counter("mailbox_send_duplicates_total", "Sends answered by an earlier one with the same key")
-        self.recvs = counter("mailbox_recvs_total", "Messages delivered, redeliveries among them")
-        self.redeliveries = counter("mailbox_redeliveries_total", "Messages delivered for the second time or later")
-        self.expirations = counter("mailbox_visibility_timeouts_total", "Leases that ended without an ack")
-        self.acks = counter("mailbox_acks_total", "Messages acknowledged")
-        self.ack_duplicates = counter("mailbox_ack_duplicates_total", "Acks that repeated an earlier one")
-        self.conflicts = counter("mailbox_conflicts_total", "Acks with a receipt that is not the newest")
-        gauge("mailbox_depth", "Messages not yet acknowledged", lambda stats: stats.total)
-        gauge("mailbox_inflight", "Messages under lease", lambda stats: stats.inflight)
-        gauge("mailbox_payload_bytes", "Payload of messages not yet acknowledged", lambda stats: stats.bytes)
-        gauge("mailbox_waiting", "Receivers waiting for a message", lambda stats: stats.waiting)
+        self._stats = stats
+        self.sends = self.send_duplicates = self.recvs = self.redeliveries = self.expirations = 0
+        self.acks = self.ack_duplicates = self.conflicts = 0
         self._batch_size = Histogram(
             "mailbox_commit_batch_operations",
             "Operations that shared a commit",
@@ -445,27 +465,42 @@ class MailboxMetrics:
         self._commit_s = Histogram(
             "mailbox_commit_seconds", "Duration of a commit", buckets=self.COMMIT_BUCKETS_S, registry=metrics.registry
         )
+        metrics.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry: every number of the mailbox as it is now."""
+        yield _count("mailbox_sends", "Messages stored", self.sends)
+        yield _count(
+            "mailbox_send_duplicates", "Sends that repeated an earlier one with their key", self.send_duplicates
+        )
+        yield _count("mailbox_recvs", "Messages delivered, redeliveries among them", self.recvs)
+        yield _count("mailbox_redeliveries", "Messages delivered for the second time or later", self.redeliveries)
+        yield _count("mailbox_visibility_timeouts", "Leases that ended without an ack", self.expirations)
+        yield _count("mailbox_acks", "Messages acknowledged", self.acks)
+        yield _count("mailbox_ack_duplicates", "Acks that repeated an earlier one", self.ack_duplicates)
+        yield _count("mailbox_conflicts", "Sends and acks refused with 409", self.conflicts)
+        stats = self._stats()
+        yield GaugeMetricFamily("mailbox_depth", "Messages not yet acknowledged", stats.total)
+        yield GaugeMetricFamily("mailbox_inflight", "Messages under lease", stats.inflight)
+        yield GaugeMetricFamily("mailbox_payload_bytes", "Payload of messages not yet acknowledged", stats.bytes)
+        yield GaugeMetricFamily("mailbox_waiting", "Receivers waiting for a message", stats.waiting)
 
     def count_deliveries(self, deliveries: list[Delivery]) -> None:
         """Count what reaches a receiver."""
-        if deliveries:
-            self.recvs.inc(len(deliveries))
-            again = sum(delivery.attempt > 1 for delivery in deliveries)
-            if again:
-                self.redeliveries.inc(again)
-
-    def count_expired(self, leases: int) -> None:
-        """Count leases that ended by themselves."""
-        if leases:
-            self.expirations.inc(leases)
+        self.recvs += len(deliveries)
+        for delivery in deliveries:
+            self.redeliveries += delivery.attempt > 1
 
     def count_conflict(self, error: RonError) -> None:
         """Count `error` if it is a conflict."""
-        if error.status == 409:
-            self.conflicts.inc()
+        self.conflicts += error.code is ErrorCode.CONFLICT
 
     def count_batch(self, report: BatchReport) -> None:
         """Count a commit."""
         self._batch_size.observe(report.operations)
         if report.wrote:
             self._commit_s.observe(report.commit_s)
+
+
+def _count(name: str, text: str, value: int) -> Metric:
+    return CounterMetricFamily(name, text, value)

@@ -74,10 +74,8 @@ FORGET_KEYED = (
     "DELETE FROM message WHERE seq IN (SELECT seq FROM message"
     " WHERE state = 2 AND idem_key IS NOT NULL AND due_ms <= ? ORDER BY due_ms LIMIT ?)"
 )
-COUNT = (
-    "SELECT topic, state = 1, idem_key IS NOT NULL, count(*), sum(size) FROM message"
-    " WHERE state < 2 GROUP BY topic, state = 1, idem_key IS NOT NULL"
-)
+COUNT_READY = "SELECT topic, count(*), sum(size), count(idem_key) FROM message WHERE state = 0 GROUP BY topic"
+COUNT_LEASED = "SELECT topic, count(*), sum(size), count(idem_key) FROM message WHERE state = 1 GROUP BY topic"
 COUNT_ACKED = "SELECT count(*) FROM message WHERE state = 2 AND idem_key IS NULL"
 COUNT_ACKED_KEYED = "SELECT count(*) FROM message WHERE state = 2 AND idem_key IS NOT NULL"
 FOREVER_MS = 2**62
@@ -128,8 +126,10 @@ class Tables:
     def opened(self, connection: sqlite3.Connection) -> None:
         """Count what is there."""
         usage = self.usage = Usage(self._config)
-        for topic, leased, keyed, messages, size in connection.execute(COUNT):
-            usage.change(topic, messages=messages, size=size, leased=messages * leased, keys=messages * keyed)
+        for topic, messages, size, keys in connection.execute(COUNT_READY):
+            usage.change(topic, messages=messages, size=size, keys=keys)
+        for topic, messages, size, keys in connection.execute(COUNT_LEASED):
+            usage.change(topic, messages=messages, size=size, leased=messages, keys=keys)
         (remembered,) = connection.execute(COUNT_ACKED).fetchone()
         (keys,) = connection.execute(COUNT_ACKED_KEYED).fetchone()
         usage.change("", keys=keys, remembered=remembered)
@@ -268,7 +268,8 @@ class Tables:
 
 def _within_bytes(rows: sqlite3.Cursor) -> tuple[list[tuple[int, bytes, int, int, bytes]], bool]:
     """The first of `rows` whose payloads fit into one answer, at least one; and whether some were left."""
-    taken, size = [], 0
+    taken: list[tuple[int, bytes, int, int, bytes]] = []
+    size = 0
     for row in rows:
         size += row[3]
         if taken and size > MAX_BATCH_BYTES:

@@ -1,0 +1,81 @@
+"""Entry point of `ronctl`: joins the commands, turns every `RonError` into one clear line and a stable exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+import ron
+from ron.proto.errors import RonError
+from ron.proto.exitcodes import exit_code
+
+# command → where it lives; imported only when asked for, so that `ronctl e2e` need not load Twisted
+_COMMANDS = {
+    "e2e": ("ron.ctl.e2e", "e2e", "Seal, open and make keys for end-to-end messages."),
+    "hello": ("ron.ctl.hello", "hello", "Fetch a tile and ping end to end, through the onion."),
+    "pack": ("ron.ctl.pack", "pack", "Build and inspect tile packs."),
+    "status": ("ron.ctl.status", "status", "Show the node: tor, onions, queues, packs."),
+    "tornet": ("ron.ctl.tornet", "tornet", "A private Tor network of its own: up, status, down."),
+    "validate": ("ron.ctl.validate", "validate", "Check a config file."),
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, sorted."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command called `cmd_name`, or None."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _help = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line a command, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(ron.__version__, prog_name="ronctl")
+def ronctl() -> None:
+    """Look after a RustyOnions node.
+
+    \b
+    ronctl finds the node by --node URL or RON_HOME (default ./var), and its capability by
+    --cap, RON_CAP (a token or a file) or $RON_HOME/admin.cap, in that order.
+
+    \b
+    Examples:
+      ronctl status
+      ronctl hello --json
+      ronctl validate --file etc/micronode.toml
+      ronctl tornet up --dir /tmp/net
+
+    \b
+    Exit codes: 0 fine · 1 failed · 2 wrong usage · 3 invalid input or config · 4 unreachable
+    5 capability refused · 6 timed out · 7 not found · 8 unavailable, try again
+    """
+
+
+def main() -> NoReturn:
+    """Run, and exit with a code scripts can branch on."""
+    try:
+        ronctl(standalone_mode=True)
+    except RonError as error:
+        click.echo(f"ronctl: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"ronctl: fix: {error.hint}", err=True)
+        sys.exit(int(exit_code(error)))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,104 @@
+"""How `ronctl` finds the node and its capability, and runs async work.
+
+In: --node/--cap, RON_HOME/RON_CAP. Out: an `Api`; `RonError` telling what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import LimitedHistoryLogObserver, globalLogBeginner
+from twisted.python.failure import Failure
+
+from ron.kernel.files import read_private
+from ron.proto.errors import ErrorCode, RonError
+from ron.proto.exitcodes import Unreachable
+from ron.proto.facts import NodeFacts
+from ron.sdk import Api, direct_http
+
+T = TypeVar("T")
+
+node_option = click.option("--node", metavar="URL", help="The node's gateway, e.g. http://127.0.0.1:9080.")
+cap_option = click.option("--cap", metavar="TOKEN|FILE", help="A capability, or a file that holds one.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def home() -> Path:
+    """`$RON_HOME`, by default `./var`."""
+    return Path(os.environ.get("RON_HOME") or "var").absolute()
+
+
+def read_facts(directory: Path | None = None) -> NodeFacts:
+    """`node.json` of the running node. Raises `Unreachable` when there is none."""
+    path = (directory or home()) / "node.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=NodeFacts)
+    except FileNotFoundError:
+        raise Unreachable(
+            f"no node runs from {path.parent}: there is no {path.name}",
+            hint="start one (make run), set RON_HOME, or name it with --node",
+        ) from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise Unreachable(f"{path} cannot be used: {error}", hint="restart the node; it writes the file anew") from None
+
+
+def find_capability(cap: str | None) -> str | None:
+    """The token: `cap` or `$RON_CAP` (a token or a file's path), else `$RON_HOME/admin.cap`, else None."""
+    given = cap or os.environ.get("RON_CAP")
+    if given:
+        path = Path(given)
+        return _read(path) if "/" in given or path.is_file() else given
+    path = home() / "admin.cap"
+    return _read(path) if path.exists() else None
+
+
+def connect(reactor: Any, node: str | None, cap: str | None) -> Api:
+    """An `Api` on the node's gateway over loopback. Raises `Unreachable` when there is no node to be found."""
+    url = node or read_facts().gateway_url
+    return Api(reactor, direct_http(reactor), url, find_capability(cap), deadline_s=20, tries=2)
+
+
+def run(work: Callable[[Any], Awaitable[T]]) -> T:
+    """Run `work(reactor)` to its end and return its result; its exception is raised here."""
+    from twisted.internet import reactor
+
+    # Twisted's own log goes nowhere: what matters comes back as an exception
+    globalLogBeginner.beginLoggingTo([LimitedHistoryLogObserver(size=1)], redirectStandardIO=False, discardBuffer=True)
+    outcome: list[T | Failure] = []
+
+    def begin() -> None:
+        async def whole() -> T:
+            return await work(reactor)
+
+        done = Deferred.fromCoroutine(whole())
+        done.addBoth(outcome.append)
+        done.addBoth(lambda _none: reactor.stop())
+
+    reactor.callWhenRunning(begin)
+    reactor.run()
+    if not outcome:
+        raise click.Abort
+    result = outcome[0]
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of stdout."""
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_private(path).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RonError(
+            ErrorCode.NO_CAPABILITY, f"the capability file {path} cannot be read: {error}", hint="name one with --cap"
+        ) from None

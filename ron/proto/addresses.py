@@ -1,0 +1,34 @@
+"""Network addresses as they stand in configs and facts. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+
+class HostPort(NamedTuple):
+    """A listening address. Port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when only this host can reach it."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+def parse_host_port(text: str) -> HostPort:
+    """`127.0.0.1:9080` or `[::1]:9080`. Raises ValueError with what is wrong."""
+    host, separator, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not an address like 127.0.0.1:9080")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address") from None
+    return HostPort(host, int(port))

@@ -1,0 +1,121 @@
+"""A call to a service: one deadline over all tries, full-jitter back-off, the error envelope as an exception.
+
+In: method, path, body struct, answer type. Out: the decoded answer, or `RonError` with the service's own code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeadlineError
+from twisted.internet.task import deferLater
+from twisted.web.http_headers import Headers
+
+from ron.kernel.aio import within
+from ron.kernel.backoff import Backoff
+from ron.proto.errors import ErrorCode, RonError, from_envelope
+from ron.proto.exitcodes import Unreachable
+
+T = TypeVar("T")
+TRIES = 5
+DEADLINE_S = 60.0
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+
+
+class Answer(NamedTuple):
+    """A 2xx answer as it came."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Api:
+    """Calls to the service at `base_url` with one capability (None for public calls).
+
+    Calls are repeated on connection failures and on answers that say they are retryable; callers make them idempotent.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        http: HTTPClient,
+        base_url: str,
+        capability: str | None = None,
+        *,
+        deadline_s: float = DEADLINE_S,
+        tries: int = TRIES,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._reactor = reactor
+        self._http = http
+        self._capability = capability
+        self._deadline_s = deadline_s
+        self._tries = tries
+
+    async def call(self, method: str, path: str, answer: type[T], body: msgspec.Struct | None = None) -> T:
+        """A JSON call. Raises `RonError`."""
+        got = await self.fetch(method, path, msgspec.json.encode(body) if body is not None else None)
+        try:
+            return msgspec.json.decode(got.body, type=answer)
+        except msgspec.MsgspecError:
+            raise RonError(ErrorCode.INTERNAL, f"{path} answered with something else than {answer.__name__}") from None
+
+    async def fetch(self, method: str, path: str, body: bytes | None = None) -> Answer:
+        """The answer as it is. Raises `RonError`: the service's, `Unreachable`, or `Timeout` at the deadline."""
+        try:
+            return await within(self._reactor, self._deadline_s, self._tries_of(method, path, body))
+        except DeadlineError:
+            raise RonError(ErrorCode.TIMEOUT, f"{self.base_url}{path}: no answer in {self._deadline_s:.0f} s") from None
+
+    async def _tries_of(self, method: str, path: str, body: bytes | None) -> Answer:
+        backoff = Backoff(base_s=0.1, ceiling_s=5.0)
+        for tries_left in reversed(range(self._tries)):
+            try:
+                return await self._once(method, path, body)
+            except RonError as error:
+                if not tries_left or not error.retryable:
+                    raise
+            await deferLater(self._reactor, backoff.next_delay_s())
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _once(self, method: str, path: str, body: bytes | None) -> Answer:
+        headers = Headers({"Authorization": [f"Bearer {self._capability}"]} if self._capability else {})
+        if body is not None:
+            headers.addRawHeader("Content-Type", "application/json")
+        try:
+            response = await self._http.request(
+                method, self.base_url + path, headers=headers, data=body, unbuffered=True, allow_redirects=False
+            )
+            received = await _bounded(response)
+        except (CancelledError, DeadlineError, RonError):
+            raise
+        except Exception as error:
+            # treq, SOCKS and TCP each have their own exceptions; to a caller they all mean: nobody is there
+            raise Unreachable(
+                f"{self.base_url} does not answer ({type(error).__name__})", hint="is the node running and ready?"
+            ) from error
+        if response.code >= 400:
+            raise from_envelope(received, response.code)
+        flat = {name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()}
+        return Answer(response.code, flat, received)
+
+
+async def _bounded(response: Any) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+
+    def take(chunk: bytes) -> None:
+        nonlocal size
+        size += len(chunk)
+        if size <= MAX_ANSWER_BYTES:
+            chunks.append(chunk)
+
+    done: Deferred[None] = response.collect(take)
+    await done
+    if size > MAX_ANSWER_BYTES:
+        raise RonError(ErrorCode.TOO_LARGE, f"the answer is over {MAX_ANSWER_BYTES} bytes")
+    return b"".join(chunks)

@@ -1,0 +1,33 @@
+"""The `[onion]` section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+AppName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+class Expose(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One port of an onion: `onion_port` is answered by `local`, `host:port` on this machine."""
+
+    local: Annotated[str, msgspec.Meta(pattern=r"^(127\.0\.0\.1|localhost):[0-9]{1,5}$")]
+    onion_port: Port
+
+
+class OnionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How onions are made.
+
+    backend: `binary-tor` is the only one yet. embedded: run the runtime inside this process. amnesia: keys only in
+    memory, network state in a memory-backed folder that is wiped at exit. app: whose onion the node's own ports are
+    exposed on.
+    tor_binary: a program name or path; 0.4.8 or newer.
+    """
+
+    backend: Literal["binary-tor"] = "binary-tor"
+    embedded: bool = True
+    amnesia: bool = False
+    app: AppName = "hello-map"
+    tor_binary: str = "tor"

@@ -1,0 +1,13 @@
+"""The daemons twistd knows once RustyOnions is installed."""
+
+from twisted.application.service import ServiceMaker
+
+ron_node = ServiceMaker(
+    "RustyOnions Micronode", "ron.nodes.micronode", "A Micronode: map, mailbox and onions in one process.", "ron-node"
+)
+ron_oniond = ServiceMaker(
+    "RustyOnions onion runtime", "ron.nodes.oniond", "Onion services for apps on a private Tor network.", "ron-oniond"
+)
+ron_tornet = ServiceMaker(
+    "RustyOnions private Tor network", "ron.nodes.tornet", "A private Tor network on loopback.", "ron-tornet"
+)
