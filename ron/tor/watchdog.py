@@ -11,12 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeadlineError
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from txtorcon import TorControlProtocol
 from txtorcon.torcontrolprotocol import TorDisconnectError
 
+from ron.kernel.aio import within
 from ron.kernel.backoff import Backoff
 from ron.tor.control import Bootstrap, bootstrap, connect_control
 from ron.tor.process import TorProcess, spawn, stop
@@ -24,6 +26,9 @@ from ron.tor.process import TorProcess, spawn, stop
 POLL_S = 0.1
 # A tor that has been up for this long starts again from the shortest delay.
 STEADY_AFTER_S = 10.0
+# On our own network a tor is up in two or three seconds. One that hangs has had bad luck with its first circuits, and a
+# fresh start with fresh guards gets it there sooner than its own retries.
+UP_TIMEOUT_S = 20.0
 _log = Logger(namespace="ron.tor")
 
 
@@ -103,17 +108,25 @@ class WatchedTor:
 
     async def _attend(self, process: TorProcess) -> None:
         """Follow `process` up, then wait for the end of the control connection, without which it is no use to us."""
-        control = await self._connected()
-        self.control = control
-        while self.progress.percent < self._target_percent:
-            self.progress = await bootstrap(self._reactor, control)
-            await deferLater(self._reactor, POLL_S)
+        try:
+            control = await within(self._reactor, UP_TIMEOUT_S, self._come_up())
+        except DeadlineError:
+            _log.warn("tor {tor} is not up after {seconds} s", event="tor_slow", tor=self.name, seconds=UP_TIMEOUT_S)
+            process.signal("KILL")
+            return
         self.up = True
         _log.info("tor {tor} is up", event="tor_up", tor=self.name, tor_pid=process.pid)
         await self._on_up(self)
         with contextlib.suppress(TorDisconnectError, ConnectionClosed):
             await control.when_disconnected()
         process.signal("KILL")
+
+    async def _come_up(self) -> TorControlProtocol:
+        self.control = control = await self._connected()
+        while self.progress.percent < self._target_percent:
+            self.progress = await bootstrap(self._reactor, control)
+            await deferLater(self._reactor, POLL_S)
+        return control
 
     async def _connected(self) -> TorControlProtocol:
         while True:

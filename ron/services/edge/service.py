@@ -16,6 +16,7 @@ import msgspec
 from prometheus_client import Counter
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ron.kernel import HealthState, Metrics
@@ -28,6 +29,7 @@ from ron.services.edge.pack import Pack, PackBroken
 
 TILE_MAX_AGE_S = 3600
 ASSET_MAX_AGE_S = 3600
+RETRY_BROKEN_S = 2.0
 _THREADS = 2
 _CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -61,6 +63,9 @@ class EdgeService(Service):
         self._pool = BoundedPool(reactor, name="edge", threads=_THREADS)
         self._packs: dict[Path, Pack] = {}
         self._broken: dict[Path, PackBroken] = {}
+        self._seen: dict[Path, tuple[int, int] | None] = {}
+        self._retry = LoopingCall(self._retry_broken)
+        self._retry.clock = reactor
         self._cache = _TileCache(config.tile_cache_bytes)
         self._assets = _load_assets(files("ron.services.edge").joinpath("assets"))
         lookups = Counter(
@@ -75,11 +80,14 @@ class EdgeService(Service):
         self._pool.start()
         for path in self._paths:
             self._health.missing(_key(path), "the pack is being opened")
-        Deferred.fromCoroutine(self._open_all()).chainDeferred(self.opened)
+        Deferred.fromCoroutine(self._open_all(self._paths)).chainDeferred(self.opened)
+        self._retry.start(RETRY_BROKEN_S, now=False)
 
     def stopService(self) -> None:
         """Close the packs."""
         super().stopService()
+        if self._retry.running:
+            self._retry.stop()
         self._pool.stop()
         for pack in self._packs.values():
             pack.close()
@@ -104,13 +112,22 @@ class EdgeService(Service):
         """Every configured pack."""
         return tuple(self._pack_status(path) for path in self._paths)
 
-    async def _open_all(self) -> None:
-        for path in self._paths:
+    async def _open_all(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            self._seen[path] = _fingerprint(path)
             try:
                 self._packs[path] = await self._pool.run(Pack, path)
-                self._health.ok(_key(path))
             except PackBroken as error:
                 self._gone_bad(path, error)
+            else:
+                self._broken.pop(path, None)
+                self._health.ok(_key(path))
+                _log.info("pack {name} is open", event="pack_open", name=path.name)
+
+    def _retry_broken(self) -> Deferred[None]:
+        """A pack that was rebuilt or restored is served again without a restart."""
+        changed = [path for path in self._broken if _fingerprint(path) != self._seen.get(path)]
+        return Deferred.fromCoroutine(self._open_all(changed))
 
     async def _read(self, address: TileAddress) -> Asset:
         self._misses.inc()
@@ -179,6 +196,15 @@ class _TileCache:
         while self._used > self._limit:
             _, oldest = self._tiles.popitem(last=False)
             self._used -= len(oldest.body)
+
+
+def _fingerprint(path: Path) -> tuple[int, int] | None:
+    """Tells a replaced file from the one tried before; None while there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def _key(path: Path) -> str:
