@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ron.kernel.files import read_private, write_private
-from ron.proto.errors import unavailable
+from ron.proto.errors import RonError, unavailable
 
 KEY_BYTES = 32
 
@@ -70,10 +70,15 @@ class RootKeys:
             file = msgspec.json.decode(raw, type=_KeyFile)
             keys = {epoch.kid: base64.b64decode(epoch.key_b64, validate=True) for epoch in file.epochs}
         except (msgspec.MsgspecError, ValueError):
-            keys = {}
-        if not keys or any(len(key) != KEY_BYTES for key in keys.values()):
-            raise unavailable(
-                f"{path.name}: the capability root keys are damaged",
-                hint=f"restore {path} from a backup; or remove it, which voids every capability",
-            )
+            raise _damaged(path) from None
+        distinct = len(keys) == len(file.epochs) > 0
+        if file.v != 1 or not distinct or min(keys) < 0 or any(len(key) != KEY_BYTES for key in keys.values()):
+            raise _damaged(path)
         return cls(keys)
+
+
+def _damaged(path: Path) -> RonError:
+    return unavailable(
+        f"{path.name}: the capability root keys are damaged",
+        hint=f"restore {path} from a backup; or remove it, which voids every capability",
+    )

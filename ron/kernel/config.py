@@ -21,7 +21,7 @@ T = TypeVar("T")
 MAX_CONFIG_BYTES = 1024 * 1024
 
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>[^`]*)`(?: - at `\$(?P<path>.*)`)?$")
-_OTHER = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_OTHER = re.compile(r"^(?P<what>.*?)(?: - at (?P<name>`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 
 
 class ConfigError(RonError):
@@ -49,8 +49,10 @@ def parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not UTF-8 text", hint="save it as UTF-8") from None
     try:
         tables = yaml.safe_load(text) if path.suffix in {".yaml", ".yml"} else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        what = " ".join(str(error).split())
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply", hint="is this the right file?") from None
+    except Exception as error:  # noqa: BLE001 - both parsers let built-in errors out on hostile text (`a: 2001-99-99`)
+        what = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path}: {what}", hint="correct the syntax at that line") from None
     if tables is None:
         return {}
@@ -75,6 +77,8 @@ def _explain(complaint: str, schema: type[Any]) -> ConfigError:
     other = _OTHER.match(complaint)
     what, path = (other["what"], other["path"]) if other else (complaint, None)
     what = what[:1].lower() + what[1:].replace("`", "")
+    if other and other["name"]:
+        what = f"a key here is no name ({what})"
     return ConfigError(what, key=(path or "").lstrip("."), hint="see docs/configuration.rst for what this key takes")
 
 

@@ -69,11 +69,11 @@ class DirectoryLock:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            owner = os.read(self._handle, 20).decode("ascii", "replace").strip()
+            # empty for the moment in which its owner has locked it and not written yet
+            pid = os.read(self._handle, 20).decode("ascii", "replace").strip()
             self.release()
-            raise conflict(
-                f"{directory} is in use by process {owner}", hint=f"stop it (kill {owner}), or choose another folder"
-            ) from None
+            owner, end_it = (f"process {pid}", f"stop it (kill {pid})") if pid else ("another process", "stop it")
+            raise conflict(f"{directory} is in use by {owner}", hint=f"{end_it}, or choose another folder") from None
         os.ftruncate(self._handle, 0)
         os.write(self._handle, f"{os.getpid()}\n".encode())
 

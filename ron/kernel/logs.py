@@ -7,6 +7,7 @@ bounded ring in memory (amnesia mode). Values that look like credentials are cut
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections import deque
@@ -21,7 +22,10 @@ from zope.interface import implementer
 RING_EVENTS = 4096
 ROTATE_BYTES = 16 * 1024 * 1024
 _MAX_VALUE_CHARS = 2000
-_SECRET_NAME = re.compile(r"secret|token|passw|private|capability|authorization|cookie|payload(?!_)", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"secret|token|passw|passphrase|private|capability|macaroon|authorization|cookie|payload(?!_(?:bytes|len|size)$)",
+    re.IGNORECASE,
+)
 _SECRET_VALUE = re.compile(
     r"Bearer\s+\S+|ED25519-V3:\S+|Nonce=\S+|\bAUTHENTICATE\s+\S+|\bAUTHCHALLENGE\s+.*", re.IGNORECASE
 )
@@ -29,13 +33,14 @@ _LEVELS = {"debug": LogLevel.debug, "info": LogLevel.info, "warn": LogLevel.warn
 
 
 def redact(text: str) -> str:
-    """`text` with credentials cut out and bounded length."""
-    cut = _SECRET_VALUE.sub("[redacted]", text)
+    """`text` with credentials cut out, of bounded length, and fit for UTF-8 (file names may hold lone surrogates)."""
+    cut = _SECRET_VALUE.sub("[redacted]", text).encode("utf-8", "replace").decode("utf-8")
     return cut if len(cut) <= _MAX_VALUE_CHARS else cut[:_MAX_VALUE_CHARS] + "…"
 
 
 def as_json_line(event: LogEvent, *, service: str) -> str:
     """One event as one line: `ts`, `level`, `service`, `event` and the event's own plain fields."""
+    event = _without_secrets(event)
     when = datetime.fromtimestamp(event.get("log_time", 0.0), tz=UTC)
     line: dict[str, Any] = {
         "ts": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -47,14 +52,19 @@ def as_json_line(event: LogEvent, *, service: str) -> str:
     for name, value in event.items():
         if name.startswith("log_") or name in line or not isinstance(value, str | int | float | bool):
             continue
-        if _SECRET_NAME.search(name):
-            line[name] = "[redacted]"
-        else:
-            line[name] = redact(value) if isinstance(value, str) else value
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # JSON has no NaN
+        line[name] = redact(value) if isinstance(value, str) else value
     if (failure := event.get("log_failure")) is not None:
         line["error"] = redact(f"{failure.type.__name__}: {failure.getErrorMessage()}")
         line["traceback"] = redact(failure.getTraceback(detail="brief"))
     return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+
+
+def _without_secrets(event: LogEvent) -> LogEvent:
+    """`event` with every field of a secret's name cut, so that the message cannot spell it out either."""
+    secret = [name for name in event if not name.startswith("log_") and _SECRET_NAME.search(name)]
+    return {**event, **dict.fromkeys(secret, "[redacted]")} if secret else event
 
 
 @implementer(ILogObserver)

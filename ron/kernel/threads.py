@@ -7,13 +7,14 @@ When `queue_limit` calls are waiting a new one is refused with `Backpressure`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
-from ron.proto.errors import backpressure
+from ron.proto.errors import backpressure, unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,11 +40,21 @@ class BoundedPool:
             self._pool.stop()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function(*args)` in a thread. Raises `RonError(Backpressure)` on a full queue, else what it raises."""
+        """`function(*args)` in a thread. Raises what it raises, or `RonError`: Backpressure on a full queue,
+        StoreUnavailable when the pool does not run.
+
+        A cancelled call cannot be called back from its thread: it keeps its place in the queue until it is done.
+        """
+        if not self._pool.started:
+            raise unavailable(f"{self.name}: not running")
         if self._pending >= self._limit:
             raise backpressure(f"{self.name}: queue full")
         self._pending += 1
-        try:
-            return await deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
-        finally:
-            self._pending -= 1
+        outcome: Deferred[T] = Deferred()
+        deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs).addBoth(self._done, outcome)
+        return await outcome
+
+    def _done(self, result: Any, outcome: Deferred[Any]) -> None:
+        self._pending -= 1
+        # a Deferred that was cancelled takes this without a word; a Failure goes the way of errback
+        outcome.callback(result)

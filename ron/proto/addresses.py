@@ -23,12 +23,14 @@ class HostPort(NamedTuple):
 
 def parse_host_port(text: str) -> HostPort:
     """`127.0.0.1:9080` or `[::1]:9080`. Raises ValueError with what is wrong."""
-    host, separator, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise ValueError(f"{text!r} is not an address like 127.0.0.1:9080")
+    bracketed = host.startswith("[") and host.endswith("]")
     try:
-        ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
     except ValueError:
         raise ValueError(f"{host!r} is not an IP address") from None
-    return HostPort(host, int(port))
+    if bracketed != (address.version == 6):
+        raise ValueError(f"{text!r} is not an address: an IPv6 host, and no other, stands in brackets")
+    return HostPort(str(address), int(port))

@@ -141,5 +141,5 @@ def from_envelope(body: bytes, status: int) -> RonError:
     try:
         error = msgspec.json.decode(body, type=ErrorEnvelope).error
         return RonError(ErrorCode(error.code), error.message, hint=error.hint, status=status)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return RonError(ErrorCode.INTERNAL, f"answer {status} without an error envelope", status=status)

@@ -91,9 +91,9 @@ class NoMirror:
 
 
 class BatchReport(NamedTuple):
-    """How a batch went. Handed to the observer on the reactor thread.
+    """How a batch went. Handed to the observer on the reactor thread, before the answers.
 
-    commit_s: duration of the COMMIT alone. wrote: the database was changed. trouble: what the disk or the file
+    commit_s: duration of the COMMIT. wrote: the database was changed. trouble: what the disk or the file
     refused to at least one operation. lost: nothing of the batch was kept, every operation failed with `trouble`.
     """
 
@@ -105,7 +105,7 @@ class BatchReport(NamedTuple):
 
 
 class _Spoilt(Exception):
-    """An operation failed after it had changed something, and there is no savepoint to go back to."""
+    """An operation failed after it, or SQLite for it, had changed the transaction it shares with others."""
 
 
 class _Job:
@@ -177,6 +177,7 @@ class GroupCommit:
         self._queued = 0
         self._queued_bytes = 0
         self._busy = False
+        self._stopping = False
         self._batches: SimpleQueue[list[_Job]] = SimpleQueue()
         self._refusal: RonError | None = unavailable(f"{name}: the store is not started")
         self._opened: Deferred[None] = Deferred()
@@ -224,11 +225,14 @@ class GroupCommit:
         return job.deferred
 
     def stop(self) -> Deferred[None]:
-        """Refuse new operations, finish the queued ones, checkpoint, close and end the thread. Call it once."""
+        """Refuse new operations, finish the queued ones, checkpoint, close and end the thread."""
+        if self._stopping:
+            return self._stopped
+        self._stopping = True
+        self._refusal = unavailable(f"{self.name}: the store is stopping")
         if self._thread.ident is None:
             self._stopped.callback(None)
             return self._stopped
-        self._refusal = unavailable(f"{self.name}: the store is stopping")
         while self._waiting:
             self._hand_over()
         self._batches.put([])
@@ -243,16 +247,22 @@ class GroupCommit:
             self._batches.put(batch)
 
     def _deliver(self, batch: list[_Job], report: BatchReport) -> None:
-        self._hand_over()
+        self._tell(report)
         for job in batch:
             self._queued -= 1
             self._queued_bytes -= job.weight
             job.settle()
+        self._hand_over()
+
+    def _tell(self, report: BatchReport) -> None:
         if self._observe is not None:
-            self._observe(report)
+            try:
+                self._observe(report)
+            except Exception:  # noqa: BLE001 - the answers of the batch wait behind this
+                _log.failure("observing a batch", event="store_observer_failed")
 
     def _opening_failed(self, error: RonError) -> None:
-        if self._refusal is None:
+        if not self._stopping:
             self._refusal = error
         self._opened.errback(error)
 
@@ -278,64 +288,80 @@ class GroupCommit:
     def _refuse_until_stopped(self, error: RonError) -> None:
         self._reactor.callFromThread(self._opening_failed, error)
         while batch := self._batches.get():
-            self._give_up(batch, error, 0.0)
+            _fail_all(batch, error)
+            report = BatchReport(len(batch), 0.0, wrote=False, trouble=error, lost=True)
+            self._reactor.callFromThread(self._deliver, batch, report)
 
     def _transact(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
+        """Run and commit `batch`, together if at all possible, and send it back."""
         changes = connection.total_changes
+        lost = False
         began = time.perf_counter()
         try:
-            try:
-                trouble = self._run_each(connection, batch, guarded=False)
-            except _Spoilt:
-                self._undo(connection)
-                trouble = self._run_each(connection, batch, guarded=True)
-            began = time.perf_counter()
-            connection.execute("COMMIT")
+            commit_s, trouble = self._commit(connection, batch)
+        except _Spoilt:
+            self._undo(connection)
+            trouble = self._commit_each(connection, batch)
+            commit_s = time.perf_counter() - began
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is on disk and the thread must live on
             self._undo(connection)
-            self._give_up(batch, _as_ron_error(error, self._path), time.perf_counter() - began)
-            return
-        commit_s = time.perf_counter() - began
-        self._mirror.committed()
-        report = BatchReport(len(batch), commit_s, connection.total_changes != changes, trouble, lost=False)
+            lost, trouble, commit_s = True, _as_ron_error(error, self._path), time.perf_counter() - began
+            _fail_all(batch, trouble)
+        report = BatchReport(len(batch), commit_s, connection.total_changes != changes, trouble, lost)
         self._reactor.callFromThread(self._deliver, batch, report)
 
-    def _run_each(self, connection: sqlite3.Connection, batch: list[_Job], *, guarded: bool) -> RonError | None:
-        """Every job, in order, in a new transaction. Returns what the disk refused; raises when all of it is lost.
+    def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> tuple[float, RonError | None]:
+        """`jobs` in one transaction: (seconds the COMMIT took, what the disk refused to one of them).
 
-        A savepoint costs a third of a small operation and is needed only by one that fails after it has changed
-        something. So the first pass goes without; if there was such a failure it raises `_Spoilt`, and the batch is run
-        again with each operation in a savepoint of its own (`guarded`).
+        An operation that fails before it has changed anything is simply left out. Raises `_Spoilt` when one fails
+        later, and what the COMMIT raises.
         """
         trouble = None
         connection.execute("BEGIN")
         begins = self._mirror.begins
-        for job in batch:
+        for job in jobs:
             job.ran, job.error = False, None
             if job.withdrawn:
                 continue
             begins()
             changes = connection.total_changes
             try:
-                if guarded:
-                    connection.execute("SAVEPOINT operation")
                 job.result = job.operation(connection)
                 job.ran = True
-                if guarded:
-                    connection.execute("RELEASE operation")
             except Exception as error:
-                if not connection.in_transaction:
-                    raise  # SQLite has rolled back the whole transaction by itself
-                if guarded:
-                    connection.execute("ROLLBACK TO operation")
-                    connection.execute("RELEASE operation")
-                elif connection.total_changes != changes:
+                if connection.total_changes != changes or not connection.in_transaction:
                     raise _Spoilt from error
                 self._mirror.failed()
-                job.ran, job.error = False, error
-                if _is_storage(error):
-                    job.error = trouble = _as_ron_error(error, self._path)
+                job.error, trouble = self._blame(error, trouble)
+        began = time.perf_counter()
+        connection.execute("COMMIT")
+        self._mirror.committed()
+        return time.perf_counter() - began, trouble
+
+    def _commit_each(self, connection: sqlite3.Connection, batch: list[_Job]) -> RonError | None:
+        """Every job in a transaction of its own, so that the one that spoils its transaction spoils no other.
+
+        (A savepoint round each would do for most failures and cost every operation of every batch a third more; and
+        when the disk is full SQLite rolls back the whole transaction, savepoints or not.)
+        """
+        trouble = None
+        for job in batch:
+            try:
+                _, refused = self._commit(connection, [job])
+                trouble = refused or trouble
+            except Exception as error:  # noqa: BLE001 - it goes to whoever asked for it
+                self._undo(connection)
+                cause = error.__cause__ if isinstance(error, _Spoilt) else error
+                job.ran = False
+                job.error, trouble = self._blame(cause, trouble)
         return trouble
+
+    def _blame(self, error: BaseException | None, trouble: RonError | None) -> tuple[Exception, RonError | None]:
+        """What to tell the operation's caller; and the trouble so far, or this one when the disk is behind it."""
+        if isinstance(error, sqlite3.Error) and _is_storage(error):
+            refused = _as_ron_error(error, self._path)
+            return refused, refused
+        return error if isinstance(error, Exception) else RuntimeError("operation failed"), trouble
 
     def _undo(self, connection: sqlite3.Connection) -> None:
         try:
@@ -344,13 +370,6 @@ class GroupCommit:
         except sqlite3.Error:
             _log.failure("rolling back", event="store_rollback_failed")
         self._mirror.rolled_back()
-
-    def _give_up(self, batch: list[_Job], error: RonError, commit_s: float) -> None:
-        for job in batch:
-            job.ran = False
-            job.error = _again(error)
-        report = BatchReport(len(batch), commit_s, wrote=False, trouble=error, lost=True)
-        self._reactor.callFromThread(self._deliver, batch, report)
 
 
 def schema_of(package: str) -> list[str]:
@@ -453,8 +472,13 @@ def _close(connection: sqlite3.Connection, *, durable: bool) -> None:
         connection.close()
 
 
-def _is_storage(error: Exception) -> bool:
-    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _STORAGE
+def _fail_all(batch: list[_Job], error: RonError) -> None:
+    for job in batch:
+        job.ran, job.error = False, _again(error)
+
+
+def _is_storage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _STORAGE
 
 
 def _as_ron_error(error: Exception, path: Path | None) -> RonError:

@@ -40,12 +40,13 @@ def answer_asset(
         "Cache-Control": f"public, max-age={asset.max_age_s}",
         "Accept-Ranges": "bytes",
     }
+    if asset.content_encoding:
+        headers["Vary"] = "Accept-Encoding"
     if if_none_match is not None and _matches(if_none_match, asset.etag):
         return Answer(304, headers, b"")
     headers["Content-Type"] = asset.content_type
     if asset.content_encoding:
         headers["Content-Encoding"] = asset.content_encoding
-        headers["Vary"] = "Accept-Encoding"
     if byte_range is None or (if_range is not None and if_range != asset.etag):
         return Answer(200, headers, asset.body)
     span = _span(byte_range, len(asset.body))

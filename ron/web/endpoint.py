@@ -105,18 +105,17 @@ class BoundEndpoint:
         """Run the pipeline and finish `request`. Never raises."""
         started = self.edge.monotonic()
         self._inflight.inc()
-        corr_id = request.header("x-corr-id")
-        if corr_id is None or not is_uuid(corr_id):
-            corr_id = str(uuid7())
+        corr_id = correlation_id(request)
         try:
             outcome = self._start(request, params, corr_id)
+            answer = None if isinstance(outcome, Awaitable) else _encode(outcome, request)
         except Exception:  # noqa: BLE001 - whatever went wrong becomes an envelope and a log line
             self._fail(Failure(), request, corr_id, started)
             return
-        if isinstance(outcome, Awaitable):
+        if answer is None:
             self._wait(outcome, request, corr_id, started)
         else:
-            self._succeed(outcome, request, corr_id, started)
+            self._finish(answer, request, corr_id, started)
 
     def _start(self, request: RonRequest, params: dict[str, str], corr_id: str) -> Any:
         spec = self.spec
@@ -125,9 +124,10 @@ class BoundEndpoint:
         if spec.scope is not None:
             wanted = Wanted(spec.scope, spec.method, path, spec.enforces)
             call.capability = self.edge.authority.admit(_bearer(request), wanted)
-        if spec.body is None:
+        body = request.body()
+        if spec.body is None and not body:
             return spec.handler(call, **params)
-        return spec.handler(call, self._dto(request.body()), **params)
+        return spec.handler(call, self._dto(body), **params)
 
     def _dto(self, body: bytes) -> Any:
         try:
@@ -141,29 +141,11 @@ class BoundEndpoint:
         deferred: Deferred[Any] = outcome if isinstance(outcome, Deferred) else ensureDeferred(outcome)  # type: ignore[arg-type]
         deferred.addTimeout(self.spec.deadline_s, self.edge.reactor)
         request.notifyFinish().addErrback(lambda _gone: deferred.cancel())
-        deferred.addCallback(self._succeed, request, corr_id, started)
-        deferred.addErrback(self._fail, request, corr_id, started)
+        deferred.addCallback(_encode, request)
+        deferred.addCallbacks(
+            self._finish, self._fail, callbackArgs=(request, corr_id, started), errbackArgs=(request, corr_id, started)
+        )
         deferred.addErrback(lambda failure: _log.failure("answering failed", failure, event="answer_failed"))
-
-    def _succeed(self, outcome: Any, request: RonRequest, corr_id: str, started: float) -> None:
-        if isinstance(outcome, Asset):
-            try:
-                answer = answer_asset(
-                    outcome,
-                    if_none_match=request.header("if-none-match"),
-                    byte_range=request.header("range"),
-                    if_range=request.header("if-range"),
-                )
-            except RonError:
-                self._fail(Failure(), request, corr_id, started)
-                return
-        elif isinstance(outcome, Raw):
-            headers = {"Content-Type": outcome.content_type, "Cache-Control": "no-store", **(outcome.headers or {})}
-            answer = Answer(outcome.status, headers, outcome.body)
-        else:
-            headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
-            answer = Answer(200, headers, msgspec.json.encode(outcome))
-        self._finish(answer, request, corr_id, started)
 
     def _fail(self, failure: Failure, request: RonRequest, corr_id: str, started: float) -> None:
         error = _as_ron_error(failure, corr_id, self.spec.path)
@@ -181,10 +163,41 @@ class BoundEndpoint:
         send(answer, request, corr_id)
 
 
+def _encode(outcome: Any, request: RonRequest) -> Answer:
+    """What a handler returned, ready for the wire. Raises `RonError` 416, or whatever its encoding raises."""
+    if isinstance(outcome, Asset):
+        return answer_asset(
+            outcome,
+            if_none_match=request.header("if-none-match"),
+            # RFC 9110 §14.2: a range means something with GET only
+            byte_range=request.header("range") if request.method == b"GET" else None,
+            if_range=request.header("if-range"),
+        )
+    if isinstance(outcome, Raw):
+        headers = {"Content-Type": outcome.content_type, "Cache-Control": "no-store", **(outcome.headers or {})}
+        return Answer(outcome.status, headers, outcome.body)
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+    return Answer(200, headers, msgspec.json.encode(outcome))
+
+
+def correlation_id(request: RonRequest) -> str:
+    """The caller's `X-Corr-ID` when it is a UUID, else a new UUIDv7."""
+    given = request.header("x-corr-id")
+    return given if given is not None and is_uuid(given) else str(uuid7())
+
+
 def send(answer: Answer, request: RonRequest, corr_id: str) -> None:
     """Put `answer` on the wire, unless the client has gone."""
     if request._disconnected or request.finished:
         return
+    put_head(answer, request, corr_id)
+    if answer.status != 304:
+        request.write(answer.body)
+    request.finish()
+
+
+def put_head(answer: Answer, request: RonRequest, corr_id: str) -> None:
+    """Set status and headers of the response."""
     request.setResponseCode(answer.status)
     headers = request.responseHeaders
     headers.setRawHeaders(b"Date", [datetimeToString()])
@@ -195,8 +208,6 @@ def send(answer: Answer, request: RonRequest, corr_id: str) -> None:
         headers.setRawHeaders(text_name, [text])
     if answer.status != 304:
         headers.setRawHeaders(b"Content-Length", [b"%d" % len(answer.body)])
-        request.write(answer.body)
-    request.finish()
 
 
 def error_answer(error: RonError) -> Answer:

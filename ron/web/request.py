@@ -6,8 +6,8 @@ In: raw HTTP from Twisted's channel. Out: a request whose body is at most the si
 from __future__ import annotations
 
 import io
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from twisted.internet.interfaces import ITransport
@@ -27,21 +27,43 @@ READ_IDLE_S = 15
 # A client that is still sending its oversized body is read from for this long, so that it sees the 413 (RFC 9112 §9.6).
 LINGER_LIMIT_BYTES = 64 * 1024 * 1024
 
-# twisted.web parses the Content-Type of every POST with email.message: a third of the cost of a small request
-# (DESIGN §5). The result depends on the header alone, so it is remembered.
-if not hasattr(http._parseContentType, "cache_info"):
-    http._parseContentType = lru_cache(maxsize=256)(http._parseContentType)
-
 
 class RonChannel(http.HTTPChannel):
     """Twisted's channel with our header limit; a malformed request is told so in the envelope."""
 
     totalHeadersSize = HEADERS_LIMIT_BYTES
     site: RonSite
+    requests: list[RonRequest]
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        self.answer_raw(bad_request("malformed request", "speak HTTP/1.1 with headers of at most 64 KiB"))
+        if not self._refused:
+            self.answer_raw(
+                bad_request("malformed request", "speak HTTP/1.1 with headers of at most 64 KiB, 16 KiB a line")
+            )
         self.loseConnection()
+
+    def _send100Continue(self) -> None:
+        if self._refused:
+            self.loseConnection()
+        else:
+            super()._send100Continue()
+
+    @property
+    def _refused(self) -> bool:
+        """True once the request being received has been answered with 413."""
+        return bool(self.requests) and self.requests[-1].refused
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """A request line or header over 16 KiB is malformed."""
+        self._respondToBadRequestAndDisconnect()
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Take one header. A Content-Length of more digits than `int` reads is malformed like any other."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            self._respondToBadRequestAndDisconnect()
+            return False
 
     def connectionMade(self) -> None:
         """Known to the site from now on, so that it can be drained."""
@@ -81,11 +103,10 @@ class _Nowhere(io.BytesIO):
 class RonRequest(server.Request):
     """A request that refuses an oversized body at its first byte too many."""
 
-    _parsePOSTFormSubmission = False
     site: RonSite
     channel: RonChannel
+    refused = False
     _received = 0
-    _refused = False
 
     def gotLength(self, length: int | None) -> None:
         """The headers are in: refuse by the declared length, otherwise make room for the body."""
@@ -97,7 +118,7 @@ class RonRequest(server.Request):
     def handleContentChunk(self, data: bytes) -> None:
         """Keep `data`, unless the limit is passed (a chunked body declares no length)."""
         self._received += len(data)
-        if self._refused:
+        if self.refused:
             if self._received > LINGER_LIMIT_BYTES:
                 self.channel.loseConnection()
         elif self._received > self.channel.site.body_limit:
@@ -107,31 +128,43 @@ class RonRequest(server.Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """All of it has arrived: a refused one ends here."""
-        if self._refused:
+        if self.refused:
             self.channel.loseConnection()
         else:
             super().requestReceived(command, path, version)
 
     def process(self) -> None:
         """Answer hot endpoints at once; everything else goes through the site's resource tree."""
-        hot = self.channel.site.hot(self.method, self.path)
-        if hot is None:
+        self.site = self.channel.site
+        hot = self.site.hot(self.method, self.path)
+        if hot is not None:
+            endpoint, params = hot
+            endpoint.answer(self, params)
+        elif self._is_text():
             super().process()
         else:
-            endpoint, params = hot
-            self.site = self.channel.site
-            endpoint.answer(self, params)
+            self.site.refuse(self, bad_request("path or Host header is not UTF-8", "percent-encode UTF-8 bytes"))
+
+    def _is_text(self) -> bool:
+        """Klein answers what it cannot decode itself, without the envelope and with a traceback in the log."""
+        try:
+            unquote_to_bytes(self.path).decode("utf-8")
+            self.getRequestHostname().decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+        return True
 
     def body(self) -> bytes:
         """The whole body."""
         return cast(io.BytesIO, self.content).getvalue()
 
     def header(self, name: str) -> str | None:
-        """The last value of a header, or None."""
-        return self.getHeader(name)
+        """The last value of a header, or None. Whatever bytes it holds, this is text (RFC 9110 §5.5: obs-text)."""
+        values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
+        return values[-1].decode("latin-1") if values else None
 
     def _refuse(self) -> None:
-        self._refused = True
+        self.refused = True
         self.content = _Nowhere()
         limit = self.channel.site.body_limit
         self.channel.answer_raw(too_large("body over the limit", f"send at most {limit} bytes"))

@@ -275,6 +275,11 @@ class Usage:
         mine = self.topics.get(topic)
         return self._config.max_inflight - mine.leased if mine is not None else 0
 
+    def mean_size(self, topic: str) -> int:
+        """Payload bytes of a message of `topic`, on average. Safe to ask while another thread counts."""
+        mine = self.topics.get(topic)
+        return mine.bytes // max(1, mine.messages) if mine is not None else 0
+
     def change(
         self, topic: str, *, messages: int = 0, size: int = 0, leased: int = 0, keys: int = 0, remembered: int = 0
     ) -> None:

@@ -163,9 +163,10 @@ class MailboxService(MultiService):
         visibility_s = self._visibility_s if visibility_timeout_s is None else visibility_timeout_s
         ask = model.make_ask(topic, max_messages, visibility_s)
         model.check_wait(wait_s)
+        deadline = self._reactor.seconds() + wait_s
         leased = await self._lease(ask)
         if wait_s > 0 and not leased.deliveries:
-            leased = await self._wait_and_lease(ask, leased, wait_s)
+            leased = await self._wait_and_lease(ask, leased, deadline)
         return leased.deliveries
 
     async def ack(self, msg_id: str, receipt: str, *, may: Callable[[str], bool] = lambda _topic: True) -> Acked:
@@ -201,13 +202,14 @@ class MailboxService(MultiService):
         tokens = self._entropy.take(RECEIPT_BYTES * ask.limit)
         return self._store.recv(ask, now_ms=self._now_ms(), tokens=tokens, then=self._leased)
 
-    async def _wait_and_lease(self, ask: Ask, leased: Leased, wait_s: float) -> Leased:
-        deadline = self._reactor.seconds() + wait_s
+    async def _wait_and_lease(self, ask: Ask, leased: Leased, deadline: float) -> Leased:
+        robbed = False
         with self._waiting.seat(ask.topic):
             while not leased.deliveries and (left_s := deadline - self._reactor.seconds()) > 0:
                 self._watch(leased)
-                if not await self._waiting.sleep(ask.topic, left_s):
+                if not await self._waiting.sleep(ask.topic, left_s, in_front=robbed):
                     break
+                robbed = True
                 try:
                     leased = await self._lease(ask)
                 except BaseException:
@@ -235,14 +237,14 @@ class MailboxService(MultiService):
 
     def _leased(self, leased: Leased, abandoned: bool) -> None:
         self._metrics.expirations += leased.expired
-        if abandoned:
-            self._give_back(leased)
-            return
-        self._metrics.count_deliveries(leased.deliveries)
         if leased.topic in self._waiting:
             self._watch(leased)
             if leased.deliveries and leased.more:
                 self._waiting.wake(leased.topic)
+        if abandoned:
+            self._give_back(leased)
+        else:
+            self._metrics.count_deliveries(leased.deliveries)
 
     def _settled(self, settled: Settled, _abandoned: bool) -> None:
         if settled.acked.duplicate:
@@ -298,10 +300,6 @@ class MailboxService(MultiService):
         self._metrics.count_batch(report)
         if report.trouble is not None:
             self._in_trouble(report.trouble, lost=report.lost)
-        elif report.wrote and not self._alive and self.running:
-            self._alive = True
-            self._health.ok(HEALTH_KEY)
-            _log.info("the mailbox's store takes writes again", event="store_up")
 
     def _in_trouble(self, error: RonError, *, lost: bool) -> None:
         if self._alive:
@@ -312,6 +310,13 @@ class MailboxService(MultiService):
         else:
             self._health.degraded(HEALTH_KEY, error.message)
 
+    def _out_of_trouble(self) -> None:
+        """Only a probe gets us here: with a full disk some writes succeed all the time, and health would flutter."""
+        if self.running:
+            self._alive = True
+            self._health.ok(HEALTH_KEY)
+            _log.info("the mailbox's store takes writes again", event="store_up")
+
     def _sweep(self) -> Deferred[None]:
         return ensureDeferred(self._sweep_all())
 
@@ -319,6 +324,7 @@ class MailboxService(MultiService):
         try:
             if not self._alive:
                 await self._store.probe(self._entropy.take(16))
+                self._out_of_trouble()
             more = True
             while more and self.running:
                 swept = await self._store.sweep(now_ms=self._now_ms())
@@ -388,11 +394,17 @@ class WaitingRoom:
         finally:
             self._leave(topic)
 
-    def sleep(self, topic: str, seconds: float) -> Deferred[bool]:
-        """Fires with True when there may be a message, with False when the time is up or the room closes."""
+    def sleep(self, topic: str, seconds: float, *, in_front: bool) -> Deferred[bool]:
+        """Fires with True when there may be a message, with False when the time is up or the room closes.
+
+        in_front: it was this receiver's turn already, and somebody else was quicker.
+        """
         sleeper: Deferred[bool] = Deferred(lambda sleeper: self._rise(topic, sleeper))
         up = self._reactor.callLater(seconds, self._time_up, topic, sleeper)
-        self._asleep.setdefault(topic, OrderedDict())[sleeper] = up
+        sleepers = self._asleep.setdefault(topic, OrderedDict())
+        sleepers[sleeper] = up
+        if in_front:
+            sleepers.move_to_end(sleeper, last=False)
         return sleeper
 
     def wake(self, topic: str) -> None:

@@ -328,7 +328,8 @@ class MailboxStore:
 
     def recv(self, ask: Ask, *, now_ms: int, tokens: bytes, then: Callable[[Leased, bool], None]) -> Deferred[Leased]:
         """See `Tables.recv`."""
-        return self._engine.submit(partial(self._tables.recv, ask, now_ms, tokens), then=then)
+        weight = min(ask.limit * self.usage.mean_size(ask.topic), MAX_BATCH_BYTES)
+        return self._engine.submit(partial(self._tables.recv, ask, now_ms, tokens), then=then, weight=weight)
 
     def ack(
         self,

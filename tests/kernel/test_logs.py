@@ -1,0 +1,243 @@
+"""Log lines: one JSON object per event, without secrets, in a private file or a bounded ring."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.logger import Logger
+from twisted.trial.unittest import SynchronousTestCase
+
+from ron.kernel import logs
+from ron.kernel.logs import RING_EVENTS, JsonLogObserver, open_log_file, redact, stderr_sink
+
+SECRET = "hunter2"
+BLOB = "ED25519-V3:" + "A" * 86 + "=="
+
+
+class Recorder(SynchronousTestCase):
+    """A logger of our own, so that nothing else's events come in between."""
+
+    def setUp(self) -> None:
+        self.observer = JsonLogObserver(None, service="ron-node", level="debug")
+        self.log = Logger(namespace="ron.test", observer=self.observer)
+
+    def last(self) -> dict[str, Any]:
+        line: dict[str, Any] = json.loads(self.observer.ring[-1], parse_constant=self.fail)
+        return line
+
+
+class Lines(Recorder):
+    """What a line holds."""
+
+    def test_an_event_and_its_fields(self) -> None:
+        self.log.warn("{tor} ended", event="tor_down", tor="relay1", restarts=3, ms=1.5, clean=False)
+        line = self.last()
+        self.assertRegex(line.pop("ts"), r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+        self.assertEqual(
+            line,
+            {
+                "level": "WARN",
+                "service": "ron-node",
+                "event": "tor_down",
+                "message": "relay1 ended",
+                "tor": "relay1",
+                "restarts": 3,
+                "ms": 1.5,
+                "clean": False,
+            },
+        )
+
+    def test_without_an_event_name_the_namespace_stands_there(self) -> None:
+        self.log.info("x")
+        self.assertEqual(self.last()["event"], "ron.test")
+
+    def test_fields_cannot_take_the_place_of_the_lines_own(self) -> None:
+        self.observer({"log_format": "x", "level": "FAKE", "ts": "FAKE", "service": "FAKE", "message": "FAKE"})
+        self.assertNotIn("FAKE", self.observer.ring[-1])
+
+    def test_values_that_are_not_plain_stay_out(self) -> None:
+        self.log.info("x", raw=b"bytes", many=["a"], thing=object(), nothing=None)
+        self.assertEqual(set(self.last()), {"ts", "level", "service", "event", "message"})
+
+    def test_one_line_whatever_the_text_holds(self) -> None:
+        self.log.info("a\nb\r\n{c}", c='x\n"level":"ERROR"', d="\n\n")
+        self.assertNotIn("\n", self.observer.ring[-1])
+        self.assertEqual(self.last()["message"], 'a\nb\r\nx\n"level":"ERROR"')
+
+    def test_a_failure_has_its_type_message_and_traceback(self) -> None:
+        try:
+            raise ValueError(f"sent Bearer {SECRET}")
+        except ValueError:
+            self.log.failure("the {what} broke", what="thing", event="broke")
+        line = self.last()
+        self.assertEqual(line["level"], "CRITICAL")
+        self.assertEqual(line["message"], "the thing broke")
+        self.assertEqual(line["error"], "ValueError: sent [redacted]")
+        self.assertIn("test_a_failure_has_its_type", line["traceback"])
+        self.assertNotIn(SECRET, self.observer.ring[-1])
+
+    def test_numbers_that_json_does_not_have(self) -> None:
+        self.log.info("x", a=float("nan"), b=float("inf"))
+        self.assertEqual((self.last()["a"], self.last()["b"]), ("nan", "inf"))
+
+    def test_text_that_utf8_does_not_have(self) -> None:
+        """A file name with a stray byte comes out of the file system as a lone surrogate."""
+        sink = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        observer = JsonLogObserver(sink, service="s")
+        Logger(namespace="n", observer=observer).info("cannot read {path}", path=os.fsdecode(b"caf\xe9"))
+        self.assertEqual(json.loads(observer.ring[0])["path"], "caf?")
+
+    def test_a_format_that_does_not_fit_its_fields_is_still_a_line(self) -> None:
+        self.log.info("{missing}", token=SECRET)
+        self.assertIn("missing", self.last()["message"])
+        self.assertNotIn(SECRET, self.observer.ring[-1])
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.text(st.characters(), max_size=40),
+        st.dictionaries(
+            st.from_regex(r"[a-z_]{1,12}", fullmatch=True).filter(lambda name: not name.startswith("log_")),
+            st.text(st.characters()) | st.integers(-(2**70), 2**70) | st.floats() | st.booleans() | st.binary(),
+            max_size=4,
+        ),
+    )
+    def test_any_event_is_one_strict_json_line(self, value: str, fields: dict[str, Any]) -> None:
+        fields = {name: v for name, v in fields.items() if name not in {"format", "level", "self", "source"}}
+        self.log.info("{value}", **{**fields, "value": value})
+        line = self.observer.ring[-1]
+        self.assertNotIn("\n", line)
+        line.encode("utf-8")
+        self.last()
+
+
+class Redaction(Recorder):
+    """Credentials never reach a line."""
+
+    def test_by_form_wherever_they_stand(self) -> None:
+        for text in (
+            f"Authorization: Bearer {SECRET}",
+            f"authorization: bearer   {SECRET}",
+            f"ADD_ONION ED25519-V3:{SECRET} Port=80,127.0.0.1:80",
+            f"key={BLOB}".replace("A" * 86, SECRET),
+            f"AUTHENTICATE {SECRET}",
+            f"AUTHCHALLENGE SAFECOOKIE {SECRET}",
+            f"Nonce={SECRET}",
+        ):
+            self.assertNotIn(SECRET, redact(text))
+            self.assertIn("[redacted]", redact(text))
+            self.log.info("tor said {text}", text=text, inside=text)
+            self.assertNotIn(SECRET, self.observer.ring[-1])
+
+    def test_what_stands_around_them_is_kept(self) -> None:
+        self.assertEqual(redact(f"before Bearer {SECRET} after"), "before [redacted] after")
+        self.assertEqual(redact("nothing to hide"), "nothing to hide")
+
+    def test_by_the_fields_name(self) -> None:
+        for name in (
+            "secret",
+            "client_secret",
+            "admin_token",
+            "passphrase",
+            "password",
+            "private_key",
+            "capability",
+            "macaroon",
+            "Authorization",
+            "cookie",
+            "payload",
+            "payload_b64",
+        ):
+            self.log.info("x", **{name: SECRET})
+            self.assertEqual(self.last()[name], "[redacted]", name)
+
+    def test_the_message_does_not_spell_out_what_the_field_hides(self) -> None:
+        self.log.info("got {token} and {secret!r}", token=SECRET, secret=SECRET)
+        self.assertEqual(self.last()["message"], "got [redacted] and '[redacted]'")
+
+    def test_sizes_are_no_secrets(self) -> None:
+        self.log.info("x", payload_bytes=17, payload_len=18)
+        self.assertEqual((self.last()["payload_bytes"], self.last()["payload_len"]), (17, 18))
+
+    def test_long_values_are_cut(self) -> None:
+        self.log.info("{text}", text="x" * 100_000)
+        self.assertLess(len(self.observer.ring[-1]), 5000)
+        self.assertTrue(self.last()["text"].endswith("…"))
+
+    @given(st.text(max_size=30), st.from_regex(r"[A-Za-z0-9_-]{20,60}", fullmatch=True))
+    @settings(max_examples=100)
+    def test_no_text_before_it_saves_a_token(self, before: str, token: str) -> None:
+        self.assertNotIn(token, redact(f"{before} Bearer {token}"))
+
+
+class Sinks(SynchronousTestCase):
+    """Where lines go."""
+
+    def test_the_level_is_the_least_that_is_written(self) -> None:
+        names = ("debug", "info", "warn", "error")
+        for index, level in enumerate(names):
+            sink = io.StringIO()
+            log = Logger(namespace="n", observer=JsonLogObserver(sink, service="s", level=level))
+            for name in names:
+                getattr(log, name)("x", event=name)
+            log.critical("x", event="critical")
+            events = [json.loads(line)["event"] for line in sink.getvalue().splitlines()]
+            self.assertEqual(events, [*names[index:], "critical"])
+
+    def test_an_unknown_level_is_refused(self) -> None:
+        self.assertRaises(KeyError, JsonLogObserver, None, service="s", level="loud")
+
+    def test_the_ring_keeps_the_last_ones_only(self) -> None:
+        self.patch(logs, "RING_EVENTS", 10)
+        observer = JsonLogObserver(None, service="s")
+        log = Logger(namespace="n", observer=observer)
+        for number in range(25):
+            log.info("x", number=number)
+        self.assertEqual([json.loads(line)["number"] for line in observer.ring], list(range(15, 25)))
+        self.assertLessEqual(RING_EVENTS, 10_000)
+
+    def test_the_file_is_private_and_whole_after_every_event(self) -> None:
+        path = Path(self.mktemp()).absolute() / "log" / "node.jsonl"
+        umask = os.umask(0)
+        self.addCleanup(os.umask, umask)
+        file = open_log_file(path)
+        self.addCleanup(file.close)
+        log = Logger(namespace="n", observer=JsonLogObserver(file, service="s"))
+        log.info("grüße", event="hello")
+        self.assertEqual(json.loads(path.read_text(encoding="utf-8"))["message"], "grüße")
+        self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600)
+        self.assertEqual(stat.S_IMODE(path.parent.stat().st_mode), 0o700)
+
+    def test_a_log_file_left_open_to_others_is_closed_to_them(self) -> None:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        path = folder / "node.jsonl"
+        path.write_text("old\n")
+        path.chmod(0o644)
+        file = open_log_file(path)
+        self.addCleanup(file.close)
+        self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600)
+        self.assertEqual(path.read_text(), "old\n")
+
+    def test_rotation_keeps_five_old_files_all_private(self) -> None:
+        self.patch(logs, "ROTATE_BYTES", 100)
+        folder = Path(self.mktemp()).absolute()
+        file = open_log_file(folder / "node.jsonl")
+        self.addCleanup(file.close)
+        log = Logger(namespace="n", observer=JsonLogObserver(file, service="s"))
+        for _ in range(20):
+            log.info("x" * 100)
+        files = sorted(folder.iterdir())
+        self.assertEqual([f.name for f in files], ["node.jsonl", *(f"node.jsonl.{n}" for n in range(1, 6))])
+        self.assertEqual({stat.S_IMODE(f.stat().st_mode) for f in files}, {0o600})
+
+    def test_standard_error(self) -> None:
+        import sys
+
+        self.assertIs(stderr_sink(), sys.stderr)
