@@ -129,6 +129,10 @@ class Micronode(Daemon):
         runtime.health.ok("listeners")
         self.oniond.add_app(self._config.onion.app, self._exposed(gateway, mailbox))
         await self.oniond.bring_up()
+        # trouble with a pack or the database stands in readiness and in the banner; the rest works without them
+        await self.edge.opened
+        with contextlib.suppress(RonError):
+            await self.mailbox.opened()
         self.hello.startService()
         self._facts = NodeFacts(
             gateway_url=f"http://{gateway}",

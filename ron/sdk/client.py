@@ -11,10 +11,14 @@ import msgspec
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeadlineError
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
-from ron.kernel.aio import within
+from ron.kernel.aio import cancellable, within
 from ron.kernel.backoff import Backoff
 from ron.proto.errors import ErrorCode, RonError, from_envelope
 from ron.proto.exitcodes import Unreachable
@@ -61,7 +65,7 @@ class Api:
         got = await self.fetch(method, path, msgspec.json.encode(body) if body is not None else None)
         try:
             return msgspec.json.decode(got.body, type=answer)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RonError(ErrorCode.INTERNAL, f"{path} answered with something else than {answer.__name__}") from None
 
     async def fetch(self, method: str, path: str, body: bytes | None = None) -> Answer:
@@ -87,10 +91,14 @@ class Api:
         if body is not None:
             headers.addRawHeader("Content-Type", "application/json")
         try:
-            response = await self._http.request(
-                method, self.base_url + path, headers=headers, data=body, unbuffered=True, allow_redirects=False
+            response = await cancellable(
+                self._http.request(
+                    method, self.base_url + path, headers=headers, data=body, unbuffered=True, allow_redirects=False
+                )
             )
-            received = await _bounded(response)
+            collected = _Body()
+            response.deliverBody(collected)
+            received = await collected.whole
         except (CancelledError, DeadlineError, RonError):
             raise
         except Exception as error:
@@ -100,22 +108,37 @@ class Api:
             ) from error
         if response.code >= 400:
             raise from_envelope(received, response.code)
-        flat = {name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()}
+        fields = response.headers.getAllRawHeaders()
+        flat = {name.decode("latin-1").lower(): values[-1].decode("latin-1") for name, values in fields}
         return Answer(response.code, flat, received)
 
 
-async def _bounded(response: Any) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
+class _Body(Protocol):
+    """Collects an answer's body in `whole`; hangs up at the first byte too many, and when nobody waits any more."""
 
-    def take(chunk: bytes) -> None:
-        nonlocal size
-        size += len(chunk)
-        if size <= MAX_ANSWER_BYTES:
-            chunks.append(chunk)
+    def __init__(self) -> None:
+        self.whole: Deferred[bytes] = Deferred(lambda _whole: self._hang_up())
+        self._chunks: list[bytes] = []
+        self._size = 0
 
-    done: Deferred[None] = response.collect(take)
-    await done
-    if size > MAX_ANSWER_BYTES:
-        raise RonError(ErrorCode.TOO_LARGE, f"the answer is over {MAX_ANSWER_BYTES} bytes")
-    return b"".join(chunks)
+    def dataReceived(self, data: bytes) -> None:
+        """Keep `data`."""
+        self._size += len(data)
+        if self._size <= MAX_ANSWER_BYTES:
+            self._chunks.append(data)
+        elif not self.whole.called:
+            self._hang_up()
+            self.whole.errback(RonError(ErrorCode.TOO_LARGE, f"the answer is over {MAX_ANSWER_BYTES} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The body has ended, or broke off."""
+        if self.whole.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.whole.callback(b"".join(self._chunks))
+        else:
+            self.whole.errback(reason)
+
+    def _hang_up(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()

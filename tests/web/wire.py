@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from treq.client import HTTPClient
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
@@ -20,6 +21,7 @@ from twisted.trial.unittest import TestCase
 
 from ron.auth import Authority, Caveat, RootKeys
 from ron.kernel import Metrics
+from ron.sdk import direct_http
 from ron.web import Edge, Endpoint, make_site
 from ron.web.site import RonSite
 
@@ -139,6 +141,17 @@ async def until(true: Callable[[], object]) -> None:
     raise AssertionError("it never came true")
 
 
+def closing(test: TestCase, http: HTTPClient) -> HTTPClient:
+    """`http`, whose idle connections are closed after `test`."""
+
+    async def close() -> None:
+        await deferLater(reactor, 0)  # the last one may be on its way back to the pool
+        await http._agent._pool.closeCachedConnections()
+
+    test.addCleanup(close)
+    return http
+
+
 class OnTheWire(TestCase):
     """A real site on a real port; `clock` turns its deadlines and idle times."""
 
@@ -172,6 +185,10 @@ class OnTheWire(TestCase):
         wire = await self.wire()
         wire.send(*pieces)
         return await wire.response(headless=headless)
+
+    def http(self) -> HTTPClient:
+        """The SDK's own client; its idle connections are closed after the test."""
+        return closing(self, direct_http(reactor))
 
     def bearer(self, *caveats: tuple[str, str]) -> dict[str, str]:
         """The header of a fresh capability."""
