@@ -42,7 +42,7 @@ def e2e() -> None:
     """End-to-end encryption: keys, sealing, opening.
 
     \b
-    A first round:
+    Examples:
       ronctl e2e keygen --out alice.key
       echo hello | ronctl e2e seal --to alice.key.pub --out hello.sealed
       ronctl e2e open --key alice.key --in hello.sealed

@@ -121,12 +121,13 @@ def check_onion(onion: OnionConfig, log: LogSection) -> None:
 
 
 def check_expose(expose: tuple[Expose, ...], key: str) -> None:
-    """Every onion port once. Raises `ConfigError`."""
+    """Every onion port once, and something to answer it. Raises `ConfigError`."""
     ports = [e.onion_port for e in expose]
     for index, port in enumerate(ports):
         if port in ports[:index]:
             raise ConfigError(f"{port} is exposed twice", key=f"{key}[{index}].onion_port", hint="remove one of them")
-        loopback(expose[index].local, f"{key}[{index}].local")
+        if loopback(expose[index].local, f"{key}[{index}].local").port == 0:
+            raise ConfigError("nothing listens on port 0", key=f"{key}[{index}].local", hint="name the service's port")
 
 
 SCHEMAS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {

@@ -8,7 +8,6 @@ import threading
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from ron.sdk import Api, onion_http
@@ -58,21 +57,18 @@ class OniondTests(TestCase):
         http_client = onion_http(reactor, socks_port, self.pool)
         return (await Api(reactor, http_client, url).fetch("GET", "/")).body
 
-    def test_each_app_has_an_onion_of_its_own(self) -> Deferred[None]:
-        async def check() -> None:
-            facts = self.daemon.facts()
-            greeter, other = facts["onions"]
-            self.assertEqual((greeter["app"], other["app"]), ("greeter", "other"))
-            self.assertNotEqual(greeter["onion"], other["onion"])
-            self.assertEqual(await self.fetch(f"http://{greeter['onion']}", facts["socks_port"]), b"hello")
-            self.assertEqual(await self.fetch(f"http://{other['onion']}:8080", facts["socks_port"]), b"hello")
-            admin = facts["admin_url"]
-            self.assertEqual(request("GET", f"{admin}/readyz").status, 200)
-            self.assertEqual(request("GET", f"{admin}/v1/onions").status, 401)
-            listed = request("GET", f"{admin}/v1/onions", cap=self.daemon.admin_cap())
-            self.assertEqual([o["onion"] for o in json.loads(listed.body)], [greeter["onion"], other["onion"]])
-
-        return Deferred.fromCoroutine(check())
+    async def test_each_app_has_an_onion_of_its_own(self) -> None:
+        facts = self.daemon.facts()
+        greeter, other = facts["onions"]
+        self.assertEqual((greeter["app"], other["app"]), ("greeter", "other"))
+        self.assertNotEqual(greeter["onion"], other["onion"])
+        self.assertEqual(await self.fetch(f"http://{greeter['onion']}", facts["socks_port"]), b"hello")
+        self.assertEqual(await self.fetch(f"http://{other['onion']}:8080", facts["socks_port"]), b"hello")
+        admin = facts["admin_url"]
+        self.assertEqual(request("GET", f"{admin}/readyz").status, 200)
+        self.assertEqual(request("GET", f"{admin}/v1/onions").status, 401)
+        listed = request("GET", f"{admin}/v1/onions", cap=self.daemon.admin_cap())
+        self.assertEqual([o["onion"] for o in json.loads(listed.body)], [greeter["onion"], other["onion"]])
 
 
 class RefusalTests(SynchronousTestCase):
