@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from prometheus_client import Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ron.kernel import HealthState, Metrics
-from ron.proto.errors import ErrorCode, RonError, backpressure, unavailable
+from ron.proto.errors import RonError, unavailable
 from ron.services.mailbox import model
 from ron.services.mailbox.config import MailboxConfig
+from ron.services.mailbox.entropy import Entropy
+from ron.services.mailbox.metrics import MailboxMetrics
 from ron.services.mailbox.model import (
     MSG_ID_ENTROPY_BYTES,
     RECEIPT_BYTES,
@@ -37,6 +35,7 @@ from ron.services.mailbox.model import (
     Sent,
 )
 from ron.services.mailbox.store import Leased, MailboxStore, Settled
+from ron.services.mailbox.waiting import MailboxReactor, WaitingRoom
 from ron.store import BatchReport
 
 HEALTH_KEY = "mailbox.store"
@@ -44,18 +43,6 @@ SWEEP_S = 1.0
 # Wall clock and reactor clock may disagree by a little: an alarm that rings early must not ring in a tight loop.
 MIN_ALARM_S = 0.005
 _log = Logger(namespace="ron.mailbox")
-
-
-class MailboxReactor(Protocol):
-    """What the mailbox needs of a reactor."""
-
-    def seconds(self) -> float: ...
-
-    def callLater(
-        self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object
-    ) -> IDelayedCall: ...
-
-    def callFromThread(self, callable: Callable[..., Any], *args: object, **kwargs: object) -> None: ...
 
 
 class MailboxService(MultiService):
@@ -335,184 +322,3 @@ class MailboxService(MultiService):
 
     def _now_ms(self) -> int:
         return int(self._now() * 1000)
-
-
-class Entropy:
-    """Random bytes by the block: a system call for each receipt would cost more than the rest of a recv.
-
-    (It releases the interpreter lock, and has to queue behind the writer thread to get it back.)
-    """
-
-    BLOCK_BYTES = 4096
-
-    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
-        self._random_bytes = random_bytes
-        self._block = b""
-        self._used = 0
-
-    def take(self, count: int) -> bytes:
-        """`count` bytes (at most a block) that were never handed out before."""
-        if self._used + count > len(self._block):
-            self._block, self._used = self._random_bytes(self.BLOCK_BYTES), 0
-        self._used += count
-        return self._block[self._used - count : self._used]
-
-
-class WaitingRoom:
-    """Receivers that wait for a message of their topic, first come first served, a bounded number of them.
-
-    A topic's alarm wakes one of them when a lease is due to end; it goes when the last of them goes.
-    """
-
-    def __init__(self, reactor: MailboxReactor, *, limit: int, topic_limit: int) -> None:
-        self._reactor = reactor
-        self._limit = limit
-        self._topic_limit = topic_limit
-        self._seats: dict[str, int] = {}
-        self._seated = 0
-        self._asleep: dict[str, OrderedDict[Deferred[bool], IDelayedCall]] = {}
-        self._alarms: dict[str, IDelayedCall] = {}
-        # topics with a receiver that got nothing because as many messages are leased as may be
-        self.capped: set[str] = set()
-
-    def __len__(self) -> int:
-        return self._seated
-
-    def __contains__(self, topic: str) -> bool:
-        return topic in self._seats
-
-    @contextmanager
-    def seat(self, topic: str) -> Iterator[None]:
-        """A place to wait for `topic`. Raises `RonError(Backpressure)` when there is none."""
-        taken = self._seats.get(topic, 0)
-        if self._seated >= self._limit or taken >= self._topic_limit:
-            raise backpressure("too many receivers are waiting")
-        self._seats[topic] = taken + 1
-        self._seated += 1
-        try:
-            yield
-        finally:
-            self._leave(topic)
-
-    def sleep(self, topic: str, seconds: float, *, in_front: bool) -> Deferred[bool]:
-        """Fires with True when there may be a message, with False when the time is up or the room closes.
-
-        in_front: it was this receiver's turn already, and somebody else was quicker.
-        """
-        sleeper: Deferred[bool] = Deferred(lambda sleeper: self._rise(topic, sleeper))
-        up = self._reactor.callLater(seconds, self._time_up, topic, sleeper)
-        sleepers = self._asleep.setdefault(topic, OrderedDict())
-        sleepers[sleeper] = up
-        if in_front:
-            sleepers.move_to_end(sleeper, last=False)
-        return sleeper
-
-    def wake(self, topic: str) -> None:
-        """There may be a message of `topic`: wake who waits longest."""
-        sleepers = self._asleep.get(topic)
-        if sleepers:
-            sleeper = next(iter(sleepers))
-            self._rise(topic, sleeper)
-            sleeper.callback(True)
-
-    def alarm(self, topic: str, delay_s: float) -> None:
-        """Wake someone of `topic` in `delay_s`, unless the alarm is set for an earlier time already."""
-        at = self._reactor.seconds() + delay_s
-        alarm = self._alarms.get(topic)
-        if alarm is None:
-            self._alarms[topic] = self._reactor.callLater(delay_s, self._ring, topic)
-        elif at < alarm.getTime():
-            alarm.reset(delay_s)
-
-    def close(self) -> None:
-        """Everyone goes home with nothing."""
-        for topic, sleepers in list(self._asleep.items()):
-            for sleeper in list(sleepers):
-                self._rise(topic, sleeper)
-                sleeper.callback(False)
-
-    def _ring(self, topic: str) -> None:
-        del self._alarms[topic]
-        self.wake(topic)
-
-    def _time_up(self, topic: str, sleeper: Deferred[bool]) -> None:
-        self._rise(topic, sleeper)
-        sleeper.callback(False)
-
-    def _rise(self, topic: str, sleeper: Deferred[bool]) -> None:
-        sleepers = self._asleep[topic]
-        up = sleepers.pop(sleeper)
-        if up.active():
-            up.cancel()
-        if not sleepers:
-            del self._asleep[topic]
-
-    def _leave(self, topic: str) -> None:
-        self._seated -= 1
-        self._seats[topic] -= 1
-        if self._seats[topic] == 0:
-            del self._seats[topic]
-            self.capped.discard(topic)
-            alarm = self._alarms.pop(topic, None)
-            if alarm is not None:
-                alarm.cancel()
-
-
-class MailboxMetrics:
-    """What the mailbox counts, in plain numbers that are read when someone asks. No label ever carries a topic."""
-
-    BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    COMMIT_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-
-    def __init__(self, metrics: Metrics, stats: Callable[[], MailboxStats]) -> None:
-        self._stats = stats
-        self.sends = self.send_duplicates = self.recvs = self.redeliveries = self.expirations = 0
-        self.acks = self.ack_duplicates = self.conflicts = 0
-        self._batch_size = Histogram(
-            "mailbox_commit_batch_operations",
-            "Operations that shared a commit",
-            buckets=self.BATCH_BUCKETS,
-            registry=metrics.registry,
-        )
-        self._commit_s = Histogram(
-            "mailbox_commit_seconds", "Duration of a commit", buckets=self.COMMIT_BUCKETS_S, registry=metrics.registry
-        )
-        metrics.registry.register(self)
-
-    def collect(self) -> Iterator[Metric]:
-        """For the registry: every number of the mailbox as it is now."""
-        yield _count("mailbox_sends", "Messages stored", self.sends)
-        yield _count(
-            "mailbox_send_duplicates", "Sends that repeated an earlier one with their key", self.send_duplicates
-        )
-        yield _count("mailbox_recvs", "Messages delivered, redeliveries among them", self.recvs)
-        yield _count("mailbox_redeliveries", "Messages delivered for the second time or later", self.redeliveries)
-        yield _count("mailbox_visibility_timeouts", "Leases that ended without an ack", self.expirations)
-        yield _count("mailbox_acks", "Messages acknowledged", self.acks)
-        yield _count("mailbox_ack_duplicates", "Acks that repeated an earlier one", self.ack_duplicates)
-        yield _count("mailbox_conflicts", "Sends and acks refused with 409", self.conflicts)
-        stats = self._stats()
-        yield GaugeMetricFamily("mailbox_depth", "Messages not yet acknowledged", stats.total)
-        yield GaugeMetricFamily("mailbox_inflight", "Messages under lease", stats.inflight)
-        yield GaugeMetricFamily("mailbox_payload_bytes", "Payload of messages not yet acknowledged", stats.bytes)
-        yield GaugeMetricFamily("mailbox_waiting", "Receivers waiting for a message", stats.waiting)
-
-    def count_deliveries(self, deliveries: list[Delivery]) -> None:
-        """Count what reaches a receiver."""
-        self.recvs += len(deliveries)
-        for delivery in deliveries:
-            self.redeliveries += delivery.attempt > 1
-
-    def count_conflict(self, error: RonError) -> None:
-        """Count `error` if it is a conflict."""
-        self.conflicts += error.code is ErrorCode.CONFLICT
-
-    def count_batch(self, report: BatchReport) -> None:
-        """Count a commit."""
-        self._batch_size.observe(report.operations)
-        if report.wrote:
-            self._commit_s.observe(report.commit_s)
-
-
-def _count(name: str, text: str, value: int) -> Metric:
-    return CounterMetricFamily(name, text, value)
