@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ron.web.site import Edge
 
 DEADLINE_S = 30.0
+# Counted, never sent: the client hung up before its answer (the number is nginx's).
+CLIENT_GONE = 499
 _SECURITY_HEADERS = (
     (b"X-Content-Type-Options", b"nosniff"),
     (b"Referrer-Policy", b"no-referrer"),
@@ -155,10 +157,11 @@ class BoundEndpoint:
     def _finish(self, answer: Answer, request: RonRequest, corr_id: str, started: float) -> None:
         self._inflight.dec()
         self._latency.observe(self.edge.monotonic() - started)
-        counter = self._statuses.get(answer.status)
+        status = CLIENT_GONE if request._disconnected else answer.status
+        counter = self._statuses.get(status)
         if counter is None:
-            counter = self.edge.metrics.http_requests.labels(self.spec.path, self.spec.method, answer.status)
-            self._statuses[answer.status] = counter
+            counter = self.edge.metrics.http_requests.labels(self.spec.path, self.spec.method, status)
+            self._statuses[status] = counter
         counter.inc()
         send(answer, request, corr_id)
 

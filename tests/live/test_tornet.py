@@ -85,11 +85,14 @@ class TornetTests(SynchronousTestCase):
 
     def test_as_an_ordinary_user(self) -> None:
         if os.getuid() != 0:
-            raise self.skipTest("the other tests run as an ordinary user already")
+            self.skipTest("the other tests run as an ordinary user already")
         nobody = pwd.getpwnam("nobody")
         os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
         who = [f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
         self.wrapper = ["setpriv", *who, "env", f"HOME={self.folder}"]
+        reachable = subprocess.run([*self.wrapper, "test", "-x", str(BIN / "ronctl")], check=False).returncode == 0
+        if not reachable:
+            self.skipTest(f"{BIN} lies in a folder that only root may enter")
         facts = self.up()
         self.assertTrue(all(t["up"] for t in facts["tors"]))
         owners = {Path(f"/proc/{t['pid']}").stat().st_uid for t in facts["tors"]}

@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 from ron.kernel.backoff import Backoff
 from ron.proto.errors import ErrorCode, RonError, backpressure, bad_request, unavailable
 from ron.proto.exitcodes import Unreachable
-from ron.sdk import Api, client, direct_http
+from ron.sdk import Api, client, direct_http, onion_http
 from ron.sdk.client import Answer
 from ron.web import Call, Endpoint, Raw
 from tests.web.wire import OnTheWire, closing, until
@@ -313,3 +313,51 @@ class EndlessServer(Protocol):
 
     def connectionLost(self, _reason: object = None) -> None:
         self.hung_up = True
+
+
+class Socks(Protocol):
+    """A tor's SOCKS port: notes whom it is asked for, and answers HTTP in their place."""
+
+    def __init__(self, asked: list[bytes]) -> None:
+        self._asked = asked
+        self._received = b""
+        self._step = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self._received += data
+        if self._step == 0 and len(self._received) >= 2 + self._received[1]:
+            self._received, self._step = b"", 1
+            self.transport.write(b"\x05\x00")
+        elif self._step == 1 and len(self._received) > 6:
+            self._asked.append(self._received)
+            self._received, self._step = b"", 2
+            self.transport.write(b"\x05\x00\x00\x01" + bytes(6))
+        elif self._step == 2 and b"\r\n\r\n" in self._received:
+            self._asked.append(self._received)
+            self.transport.write(b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"text":"x"}')
+            self.transport.loseConnection()
+
+
+class OverTor(TestCase):
+    """Through a SOCKS port, names are resolved by tor alone."""
+
+    timeout = 20
+    ONION = "fjyvvrs2nrmizifdvgu2dtrinwntkvhqsqx7u7gk5xprkckp7ibvlvid.onion"
+
+    async def test_the_name_goes_to_tor_as_it_is(self) -> None:
+        asked: list[bytes] = []
+        listening = reactor.listenTCP(0, Factory.forProtocol(lambda: Socks(asked)), interface="127.0.0.1")
+        self.addCleanup(listening.stopListening)
+        http = closing(self, onion_http(reactor, listening.getHost().port))
+        self.assertEqual(await Api(reactor, http, f"http://{self.ONION}:9410").call("GET", "/x", Note), Note("x"))
+        connect, head = asked
+        name = self.ONION.encode()
+        self.assertEqual(connect, b"\x05\x01\x00\x03" + bytes([len(name)]) + name + (9410).to_bytes(2, "big"))
+        self.assertTrue(head.startswith(b"GET /x HTTP/1.1\r\n"), head)
+
+    async def test_no_tor_no_call(self) -> None:
+        self.patch(client, "Backoff", quick)
+        http = closing(self, onion_http(reactor, 1))
+        with self.assertRaises(Unreachable):
+            await Api(reactor, http, f"http://{self.ONION}", tries=2).call("GET", "/x", Note)

@@ -20,6 +20,7 @@ from ron.proto.assets import Asset, strong_etag
 from ron.proto.errors import ErrorCode, RonError, backpressure, conflict, unavailable
 from ron.proto.ids import uuid7
 from ron.web import Call, Edge, Endpoint, Raw, make_site
+from ron.web import request as request_module
 from ron.web.health import health_endpoints
 from ron.web.request import HEADERS_LIMIT_BYTES, READ_IDLE_S
 from ron.web.site import RonSite
@@ -437,6 +438,15 @@ class Limits(Site):
         await wire.end()
         self.assertEqual(wire.received, b"")
 
+    async def test_a_client_that_sends_without_end_is_hung_up_on(self) -> None:
+        self.patch(request_module, "LINGER_LIMIT_BYTES", 5000)
+        wire = await self.wire()
+        wire.send(request("POST", "/hot/post", {"Content-Length": "999999999"}), b"x" * 4999)
+        self.is_envelope(await wire.response(), 413, ErrorCode.TOO_LARGE)
+        self.assertEqual(len(self.site.channels), 1)
+        wire.send(b"xx")
+        await wire.end()
+
     async def test_nonsense_after_a_413_is_not_answered_again(self) -> None:
         wire = await self.wire()
         wire.send(
@@ -611,6 +621,9 @@ class Lifecycle(Site):
             self.handlers.waiting.clear()
             self.handlers.cancelled = 0
         self.assertEqual(self.inflight(), 0)
+        counted = self.metrics.render().decode()
+        self.assertIn('route="/hot/slow",status="499"', counted)
+        self.assertNotIn('status="504"', counted)
 
     async def test_drain_closes_idle_connections_and_waits_for_busy_ones(self) -> None:
         idle, busy = await self.wire(), await self.wire()
