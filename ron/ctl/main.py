@@ -16,6 +16,7 @@ from ron.proto.exitcodes import exit_code
 _COMMANDS = {
     "e2e": ("ron.ctl.e2e", "e2e", "Seal, open and make keys for end-to-end messages."),
     "hello": ("ron.ctl.hello", "hello", "Fetch a tile and ping end to end, through the onion."),
+    "mailbox": ("ron.ctl.mailbox", "mailbox", "Send and receive messages."),
     "pack": ("ron.ctl.pack", "pack", "Build and inspect tile packs."),
     "status": ("ron.ctl.status", "status", "Show the node: tor, onions, queues, packs."),
     "tornet": ("ron.ctl.tornet", "tornet", "A private Tor network of its own: up, status, down."),

@@ -118,6 +118,27 @@ class SharedNodeTests(SynchronousTestCase):
         lost = self.node.ronctl("status")
         self.assertEqual(lost.returncode, 4, lost.stderr)
 
+    def test_a_message_of_ones_own_as_the_readme_has_it(self) -> None:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        key, note, received = (str(folder / name) for name in ("bob.key", "note.sealed", "received.sealed"))
+        (folder / "note").write_text("meet me at the north gate")
+        for arguments in (
+            ("e2e", "keygen", "--out", key),
+            ("e2e", "seal", "--to", f"{key}.pub", "--in", str(folder / "note"), "--out", note),
+            ("mailbox", "send", "notes/bob", note, "--onion"),
+            ("mailbox", "recv", "notes/bob", "--onion", "--out", received),
+        ):
+            done = self.node.ronctl(*arguments)
+            self.assertEqual(done.returncode, 0, f"{arguments}: {done.stderr}")
+        opened = self.node.ronctl("e2e", "open", "--key", key, "--in", received)
+        self.assertEqual(opened.stdout, "meet me at the north gate")
+        empty = self.node.ronctl("mailbox", "recv", "notes/bob")
+        self.assertEqual(empty.returncode, 7, "it was acknowledged")
+        self.assertEqual(self.node.ronctl("mailbox", "send", "notes/eve", note, "--json").returncode, 0)
+        told = json.loads(self.node.ronctl("mailbox", "recv", "notes/eve", "--json").stdout)
+        self.assertEqual(base64.b64decode(told["payload_b64"]), Path(note).read_bytes())
+
     def test_status(self) -> None:
         text = self.node.ronctl("status")
         self.assertEqual(text.returncode, 0, text.stderr)
@@ -254,6 +275,7 @@ class OwnNodeTests(SynchronousTestCase):
         self.assertEqual(
             {p.name for p in node.home.iterdir()}, {".lock", "admin.cap", "node.json"}, "only facts and the capability"
         )
-        node.stop()
+        node.stop(signal.SIGINT)
+        self.assertEqual([pid for pid in facts["pids"].values() if alive(pid)], [], "Ctrl-C leaves nothing either")
         self.assertEqual({p.name for p in node.home.iterdir()}, {".lock"})
         self.assertEqual([p for p in Path("/dev/shm").glob("ron-*") if p.stat().st_mtime > time.time() - 120], [])
