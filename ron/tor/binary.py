@@ -35,10 +35,11 @@ def find_tor(name: str = "tor") -> TorBinary:
     if path is None:
         raise unavailable(f"tor is missing: no program {name!r}", _INSTALL)
     try:
-        banner = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        asked = [path, "--version"]
+        done = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise unavailable(f"{path} does not run: {error}", _INSTALL) from None
-    version = parse_version(banner)
+    version = parse_version(done.stdout)
     if version is None:
         raise unavailable(f"{path} does not say a tor version", "point onion.tor_binary at a real tor")
     if version[:3] < MINIMUM:

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeadlineError
 from txtorcon import TorControlProtocol
+from txtorcon.torcontrolprotocol import TorProtocolError
 
 from ron.kernel.aio import within
 from ron.proto.errors import ErrorCode, RonError, bad_request
 
 UPLOAD_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 10.0
-_KEY = re.compile(r"^ED25519-V3:[A-Za-z0-9+/]{86}==$")
-_SERVICE_ID = re.compile(r"^[a-z2-7]{56}$")
+_KEY = re.compile(r"^ED25519-V3:[A-Za-z0-9+/]{86}==\Z")
+_SERVICE_ID = re.compile(r"^[a-z2-7]{56}\Z")
 
 
 class PortMap(NamedTuple):
@@ -70,7 +72,7 @@ async def publish(
         service_id, kept = await _add_onion(reactor, control, ports, key)
         try:
             await within(reactor, UPLOAD_TIMEOUT_S, watch.first_upload(service_id))
-        except TimeoutError:
+        except DeadlineError:
             raise RonError(
                 ErrorCode.TIMEOUT,
                 f"no onion directory took the descriptor within {UPLOAD_TIMEOUT_S:.0f} s",
@@ -95,13 +97,15 @@ async def _add_onion(
     if "\r" in command or "\n" in command:
         raise bad_request("a port target holds a line break")
     answer: Deferred[str] = control.queue_command(command)
-    fields = dict(
-        line.split("=", 1) for line in (await within(reactor, ANSWER_TIMEOUT_S, answer)).splitlines() if "=" in line
-    )
-    service_id = fields["ServiceID"]
-    if not _SERVICE_ID.match(service_id):
-        raise RonError(ErrorCode.INTERNAL, "tor answered ADD_ONION with something that is no v3 address")
-    return service_id, key if key else parse_key(fields["PrivateKey"])
+    try:
+        lines = (await within(reactor, ANSWER_TIMEOUT_S, answer)).splitlines()
+    except TorProtocolError as error:
+        raise RonError(ErrorCode.INTERNAL, f"tor refused the onion: {error.text}") from None
+    fields = dict(line.split("=", 1) for line in lines if "=" in line)
+    service_id, blob = fields.get("ServiceID", ""), fields.get("PrivateKey", "")
+    if not _SERVICE_ID.match(service_id) or not (key or blob):
+        raise RonError(ErrorCode.INTERNAL, "tor answered ADD_ONION without a v3 address and its key")
+    return service_id, key if key else parse_key(blob)
 
 
 class _UploadWatch:

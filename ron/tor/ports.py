@@ -35,7 +35,11 @@ def remembered_ports(path: Path, names: Sequence[str], rng: random.Random | None
     """A free port for each of `names`: the ones `path` remembers where still free, new ones otherwise; saved."""
     rng = rng if rng is not None else random.SystemRandom()
     old = _load(path)
-    chosen = {name: old[name] for name in names if name in old and is_free(old[name])}
+    chosen: dict[str, int] = {}
+    for name in names:
+        port = old.get(name, 0)
+        if FIRST_PORT <= port <= LAST_PORT and port not in chosen.values() and is_free(port):
+            chosen[name] = port
     for name in names:
         if name not in chosen:
             chosen[name] = _pick(rng, set(chosen.values()))
@@ -47,7 +51,7 @@ def remembered_ports(path: Path, names: Sequence[str], rng: random.Random | None
 def _load(path: Path) -> dict[str, int]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, int])
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, UnicodeDecodeError, msgspec.MsgspecError):
         return {}
 
 

@@ -331,11 +331,11 @@ class PrivateNetwork:
 
 
 def voting_offset_s(now_s: float) -> int:
-    """The shift of the authorities' voting clock that gives a whole first consensus 9 s after a start at `now_s`.
+    """The shift of the authorities' voting clock that gives a whole first consensus 8 s after a start at `now_s`.
 
     An authority that starts votes at once for the boundary ahead, with the relays it knows by then; such a partial
     consensus would stand for 20 s. So the boundary ahead is put so close that its vote is already closed, and the vote
-    for the next one (6 s later, cast 4 s before it) falls 5 s after the start, when every relay is known.
+    for the next one (6 s later, cast 4 s before it) falls 4 s after the start, when every relay is known.
     """
     return round(now_s + BOUNDARY_AHEAD_S) % FIRST_INTERVAL_S
 
@@ -353,7 +353,7 @@ def _forget_state(folder: Path, *, keep_keys: bool) -> None:
     for entry in folder.iterdir():
         if keep_keys and (entry.name == "keys" or entry.name.startswith("fingerprint")):
             continue
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()

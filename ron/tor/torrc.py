@@ -22,6 +22,13 @@ ROLE_TEMPLATES: dict[str, Sequence[str]] = {
     "client": ("common", "client"),
 }
 VERIFY_TIMEOUT_S = 20
+MAX_COMPLAINT_CHARS = 500
+_USUAL = (
+    "You have used DirAuthority",
+    "TestingTorNetwork is set",
+    "V3AuthVotingInterval is",
+    "You are running Tor as root",
+)
 
 
 def render(role: str, values: Mapping[str, object]) -> str:
@@ -31,21 +38,39 @@ def render(role: str, values: Mapping[str, object]) -> str:
 
 
 def write_verified(tor: TorBinary, path: Path, text: str) -> None:
-    """Write `text` to `path` (0600) and let tor check it, unless it stands there already. Blocks.
+    """Let tor check `text`, then put it at `path` (0600); nothing to do when it stands there already. Blocks.
 
-    Raises `RonError` with tor's own complaint, and then leaves no file behind.
+    What lies at `path` has therefore always been checked. Raises `RonError` with tor's own complaint.
     """
     if path.exists() and path.read_text() == text:
         return
-    write_private(path, text.encode())
-    check = subprocess.run(
-        [*command(tor, path), "--verify-config"], capture_output=True, text=True, timeout=VERIFY_TIMEOUT_S, check=False
-    )
+    path.unlink(missing_ok=True)
+    unchecked = path.with_name(f".{path.name}.unchecked")
+    write_private(unchecked, text.encode())
+    try:
+        _check(tor, unchecked, path)
+        unchecked.replace(path)
+    finally:
+        unchecked.unlink(missing_ok=True)
+
+
+def _check(tor: TorBinary, unchecked: Path, path: Path) -> None:
+    asked = [*command(tor, unchecked), "--verify-config"]
+    try:
+        check = subprocess.run(
+            asked, capture_output=True, text=True, errors="replace", timeout=VERIFY_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise unavailable(f"tor did not check {path} in {VERIFY_TIMEOUT_S} s", hint="try again") from None
     if check.returncode != 0:
-        path.unlink()
-        complaints = [line for line in check.stdout.splitlines() if "[warn]" in line or "[err]" in line]
-        why = complaints[0].split("] ", 1)[-1] if complaints else "no reason given"
-        raise unavailable(f"tor refuses {path}: {why}", hint="see the templates in tor/")
+        raise unavailable(f"tor refuses {path}: {_complaint(check.stdout)}", hint="see the templates in tor/")
+
+
+def _complaint(log: str) -> str:
+    """tor's warnings, without the ones that every network of our kind gets; the last of them sums up the others."""
+    warnings = [line.split("] ", 1)[-1] for line in log.splitlines() if "[warn]" in line]
+    telling = [warning for warning in warnings if not warning.startswith(_USUAL)]
+    return "; ".join(telling)[:MAX_COMPLAINT_CHARS] or "no reason given"
 
 
 def command(tor: TorBinary, torrc: Path) -> list[str]:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from txtorcon import TorControlProtocol
 from txtorcon.torcontrolprotocol import TorDisconnectError
 
-from ron.kernel.aio import within
+from ron.kernel.aio import cancellable, within
 from ron.kernel.backoff import Backoff
 from ron.tor.control import Bootstrap, bootstrap, connect_control
 from ron.tor.process import TorProcess, spawn, stop
@@ -132,7 +132,8 @@ class WatchedTor:
         while True:
             await deferLater(self._reactor, POLL_S)
             try:
-                return await connect_control(self._reactor, self._control_port)
+                connecting = Deferred.fromCoroutine(connect_control(self._reactor, self._control_port))
+                return await cancellable(connecting)
             except CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - not listening yet, or still reading its keys: ask again

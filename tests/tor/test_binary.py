@@ -91,8 +91,6 @@ class Programs(SynchronousTestCase):
         self.program("tor", "printf 'Tor \\377\\376 version\\n'")
         self.refused("does not say a tor version")
 
-    test_one_that_says_no_text.todo = "find_tor lets UnicodeDecodeError out (text=True without errors='replace')"  # type: ignore[attr-defined]
-
     def test_without_tor_gencert(self) -> None:
         self.tor(BANNER, gencert=False)
         self.refused("tor-gencert is missing")

@@ -46,8 +46,6 @@ class Keys(SynchronousTestCase):
     def test_a_line_break_is_no_part_of_a_key(self) -> None:
         self.assertRaises(RonError, parse_key, KEY + "\n")
 
-    test_a_line_break_is_no_part_of_a_key.todo = "_KEY ends with $ instead of \\Z"  # type: ignore[attr-defined]
-
     def test_the_repr_hides_the_blob(self) -> None:
         for shown in (repr(OnionKey(KEY)), str(OnionKey(KEY)), repr(Published("x.onion", OnionKey(KEY), 1, 2.0))):
             self.assertNotIn("ED25519-V3", shown)
@@ -183,22 +181,14 @@ class Publishing(FakeTor):
         self.assertIs(error.code, ErrorCode.TIMEOUT)
         self.assertIn("tornet status", str(error.hint))
 
-    test_no_directory_takes_it.todo = (  # type: ignore[attr-defined]
-        "publish catches the built-in TimeoutError, but within() raises twisted.internet.defer.TimeoutError"
-    )
-
     async def test_an_answer_without_what_was_asked_for(self) -> None:
         for answer in (["250 OK"], [f"250-ServiceID={SERVICE_ID}", "250 OK"]):
             self.answers["ADD_ONION"] = answer
             self.assertIs((await self.fails(self.publishing())).code, ErrorCode.INTERNAL)
 
-    test_an_answer_without_what_was_asked_for.todo = "_add_onion lets KeyError out"  # type: ignore[attr-defined]
-
     async def test_tor_says_no(self) -> None:
         self.answers["ADD_ONION"] = ["512 Invalid VIRTPORT/TARGET"]
         await self.fails(self.publishing())
-
-    test_tor_says_no.todo = "publish lets txtorcon's TorProtocolError out"  # type: ignore[attr-defined]
 
     async def test_withdraw(self) -> None:
         await withdraw(reactor, self.control, f"{SERVICE_ID}.onion")

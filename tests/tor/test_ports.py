@@ -75,23 +75,15 @@ class Remembering(SynchronousTestCase):
         self.path.write_bytes(b'{"auth1.\xff": 1}')
         self.check(remembered_ports(self.path, NAMES))
 
-    test_a_file_that_is_not_text_is_made_anew.todo = "_load lets UnicodeDecodeError out"  # type: ignore[attr-defined]
-
     def test_impossible_numbers_are_made_anew(self) -> None:
         for port in (70000, -1, 0, 80):
             self.path.write_text(json.dumps({"auth1.or": port}))
             self.check(remembered_ports(self.path, NAMES))
 
-    test_impossible_numbers_are_made_anew.todo = (  # type: ignore[attr-defined]
-        "a remembered port is not held against FIRST_PORT and LAST_PORT: OverflowError for 70000, and 0 is kept"
-    )
-
     def test_one_number_for_two_names_is_not_kept(self) -> None:
         port = remembered_ports(self.path, NAMES[:1])[NAMES[0]]
         self.path.write_text(json.dumps(dict.fromkeys(NAMES, port)))
         self.check(remembered_ports(self.path, NAMES))
-
-    test_one_number_for_two_names_is_not_kept.todo = "both names keep the same port"  # type: ignore[attr-defined]
 
     def test_no_port_left(self) -> None:
         taken = remembered_ports(self.path, NAMES[:1])[NAMES[0]]

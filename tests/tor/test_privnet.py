@@ -104,10 +104,6 @@ class Forgetting(SynchronousTestCase):
         self.assertTrue((elsewhere / "theirs").exists())
         self.assertFalse((self.folder / "link").exists())
 
-    test_what_a_link_names_is_not_ours_to_remove.todo = (  # type: ignore[attr-defined]
-        "_forget_state: is_dir() follows the link and shutil.rmtree then refuses it with OSError"
-    )
-
 
 class Roles(SynchronousTestCase):
     def test_three_authorities_two_relays_and_everyone_else_a_client(self) -> None:

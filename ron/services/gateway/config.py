@@ -10,7 +10,7 @@ import msgspec
 class Expose(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One port of the node's onion: `onion_port` is answered by `local`, `host:port` on this machine."""
 
-    local: Annotated[str, msgspec.Meta(pattern=r"^127\.0\.0\.1:[0-9]{1,5}$")]
+    local: Annotated[str, msgspec.Meta(pattern=r"^127\.0\.0\.1:[0-9]{1,5}\Z")]
     onion_port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 

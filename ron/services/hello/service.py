@@ -51,7 +51,9 @@ class HelloService(Service):
         if self._devices is None:
             return
         self._steps = []
-        self._running = Deferred.fromCoroutine(self._ping(*self._devices))
+        # a ping can be over before this returns: `_running` is for one that is not
+        running = Deferred.fromCoroutine(self._ping(*self._devices))
+        self._running = None if running.called else running
 
     async def _ping(self, alice: Device, bob: Device) -> None:
         seq = self._report.seq + 1

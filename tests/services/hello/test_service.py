@@ -165,10 +165,6 @@ class Hello(WithMailbox):
         self.hello.report()
         self.assertEqual((self.hello.report().state, self.hello.report().error), ("failed", "no way"))
 
-    test_a_ping_that_fails_at_once_does_not_run_for_ever.todo = (  # type: ignore[attr-defined]
-        "HelloService._start sets _running after _ping has already reset it, when nothing in _ping had to be awaited"
-    )
-
     async def test_stopping_calls_the_ping_off(self) -> None:
         self.hello.report()
         await until(lambda: self.mailbox.stats().waiting)
