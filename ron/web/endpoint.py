@@ -203,6 +203,8 @@ def put_head(answer: Answer, request: RonRequest, corr_id: str) -> None:
     """Set status and headers of the response."""
     request.setResponseCode(answer.status)
     headers = request.responseHeaders
+    # Twisted's resource traversal names itself and its version; nobody needs to know
+    headers.removeHeader(b"Server")
     headers.setRawHeaders(b"Date", [datetimeToString()])
     headers.setRawHeaders(b"X-Corr-ID", [corr_id.encode("ascii")])
     for name, value in _SECURITY_HEADERS:

@@ -132,9 +132,8 @@ class Verified(Folder):
 
     def test_the_word_that_counts_is_told_too(self) -> None:
         """tor warns of every DirAuthority of ours before it comes to what is wrong."""
-        self.refused(
-            render("client", values(self.folder, dir_authorities="DirAuthority nonsense")), "arguments to DirAuthority"
-        )
+        text = render("client", values(self.folder, dir_authorities="DirAuthority nonsense"))
+        self.refused(text, "arguments to DirAuthority")
 
     def test_a_refused_text_leaves_no_file_of_before_in_use(self) -> None:
         write_verified(self.tor, self.path, render("client", values(self.folder)))

@@ -7,14 +7,6 @@ from typing import Annotated, Literal
 import msgspec
 
 AppName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}\\Z")]
-Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-
-
-class Expose(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One port of an onion: `onion_port` is answered by `local`, `host:port` on this machine."""
-
-    local: Annotated[str, msgspec.Meta(pattern=r"^(127\.0\.0\.1|localhost):[0-9]{1,5}\Z")]
-    onion_port: Port
 
 
 class OnionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
