@@ -65,10 +65,10 @@
   let tilesLoaded = 0;
   let tilesFailed = 0;
 
-  /** The zoom, in quarters, at which one world covers the window: no grey beyond the poles, no continent twice. */
+  /** The whole zoom at which the world is as high as the window: no grey beyond the poles, tiles shown as drawn. */
   function coveringZoom(container) {
-    const side = Math.max(container.clientWidth, container.clientHeight, 256);
-    return Math.min(NATIVE_ZOOM, Math.ceil(Math.log2(side / 256) * 4) / 4);
+    const height = Math.max(container.clientHeight, 256);
+    return Math.min(NATIVE_ZOOM, Math.ceil(Math.log2(height / 256)));
   }
 
   /** What the tile took on the wire; null when the browser had it already. */
@@ -104,7 +104,6 @@
     const container = $("map");
     const map = L.map(container, {
       zoomControl: false,
-      zoomSnap: 0.25,
       minZoom: coveringZoom(container),
       maxZoom: OVERZOOM,
       maxBounds: [[-85.0511, -Infinity], [85.0511, Infinity]],
