@@ -106,8 +106,20 @@ class Daemon:
         """Start it; with `wait`, return when its facts are there."""
         with self.output.open("wb") as sink:
             self._process = subprocess.Popen(
-                # the tests' own death must not leave a node behind
-                ["setpriv", "--pdeathsig", "TERM", "--", str(BIN / "twistd"), "--pidfile=", "-n", self.plugin]
+                # a shell's background job ignores SIGINT, and so would what we start; and the tests' own death must not
+                # leave a node behind
+                [
+                    "env",
+                    "--default-signal=INT",
+                    "setpriv",
+                    "--pdeathsig",
+                    "TERM",
+                    "--",
+                    str(BIN / "twistd"),
+                    "--pidfile=",
+                    "-n",
+                    self.plugin,
+                ]
                 + ["--config", str(self.config)],
                 cwd=ROOT,
                 env=self.environment(),
