@@ -72,9 +72,7 @@ def main() -> NoReturn:
     try:
         ronctl(standalone_mode=True)
     except RonError as error:
-        click.echo(f"ronctl: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"ronctl: fix: {error.hint}", err=True)
+        click.echo(f"ronctl: {error.one_line()}", err=True)
         sys.exit(int(exit_code(error)))
     except BrokenPipeError:
         sys.stderr.close()

@@ -45,8 +45,7 @@ class ConfigOptions(Options):
 
 def complain(program: str, error: RonError) -> NoReturn:
     """One clear line on stderr and the exit code that stands for it."""
-    fix = f"\n{program}: fix: {error.hint}" if error.hint else ""
-    sys.__stderr__.write(f"{program}: {error.message}{fix}\n")  # type: ignore[union-attr]
+    sys.__stderr__.write(f"{program}: {error.one_line()}\n")  # type: ignore[union-attr]
     raise SystemExit(int(exit_code(error)))
 
 
@@ -166,8 +165,7 @@ class Daemon(Service):
         if not isinstance(error, RonError):
             _log.failure("{name} could not start", failure, event="start_failed", name=self.runtime.name)
             error = unavailable(f"could not start: {failure.getErrorMessage()}", hint="the log has the whole story")
-        fix = f"\n{self.runtime.name}: fix: {error.hint}" if error.hint else ""
-        self.runtime.say(f"{self.runtime.name}: {error.message}{fix}")
+        self.runtime.say(f"{self.runtime.name}: {error.one_line()}")
         self._exit_with(exit_code(error))
 
     def _exit_with(self, code: Exit) -> None:

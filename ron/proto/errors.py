@@ -69,6 +69,10 @@ class RonError(Exception):
         self.retry_after_s = retry_after_s
         self.headers = headers or {}
 
+    def one_line(self) -> str:
+        """What happened and the way out, for a terminal."""
+        return f"{self.message}; fix: {self.hint}" if self.hint else self.message
+
     @property
     def retryable(self) -> bool:
         """True when the same request may succeed later without a change."""

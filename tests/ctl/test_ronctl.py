@@ -48,7 +48,7 @@ class CommandLineTests(SynchronousTestCase):
         path.write_text("[gateway]\nbnid = '127.0.0.1:1'\n")
         text = self.ronctl("validate", "--file", str(path))
         self.assertEqual((text.returncode, text.stdout), (3, ""))
-        self.assertEqual(text.stderr, "ronctl: gateway.bnid: unknown key\nronctl: fix: did you mean 'bind'?\n")
+        self.assertEqual(text.stderr, "ronctl: gateway.bnid: unknown key; fix: did you mean 'bind'?\n")
         told = self.ronctl("validate", "--file", str(path), "--json")
         self.assertEqual((told.returncode, json.loads(told.stdout)["key"]), (3, "gateway.bnid"))
 
