@@ -1,120 +1,123 @@
 """Mints capabilities and decides whether one covers a call.
 
-In: a token and what the call wants. Out: a `Capability`, or `RonError(NoCapability)` with 401 (no usable token) or 403
-(a good token that does not cover the call). Anything not understood is refused.
+In: a token and what the call wants. Out: a `Capability`, or `Refused` (`RonError`) with 401 (no usable token), 403
+(a good token that does not cover the call), 429 (its allowance is used up) or 503 (who is revoked cannot be told).
+Anything not understood is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
-from pymacaroons import MACAROON_V2, Macaroon, Verifier
+from pymacaroons import Verifier
 
-from ron.auth.caveats import RESOURCE, Caveat, expired, parse_caveat, path_allows, scope_allows
+from ron.auth.budgets import Budgets
+from ron.auth.caveats import Caveat, parse_caveat
+from ron.auth.counts import AuthCounts
+from ron.auth.refusals import Refused, unauthorized, unreadable
+from ron.auth.revocations import Revocations
 from ron.auth.rootkeys import RootKeys
-from ron.proto.errors import ErrorCode, RonError
+from ron.auth.terms import Capability, Terms, Wanted
+from ron.auth.tokens import decode, identity, seal
 
-MAX_TOKEN_CHARS = 4096
+# Whom our own tokens are for, in every process of a node.
+AUDIENCE = "ron-node"
 VERIFIED_CACHE = 4096
-_LOCATION = "ron"
-
-
-class Wanted(NamedTuple):
-    """What a call asks for. `enforces`: the resource caveats its endpoint promises to check itself."""
-
-    scope: str
-    method: str
-    path: str
-    enforces: frozenset[str] = frozenset()
-
-
-class Capability(NamedTuple):
-    """A token whose signature holds: its id (128 bits, hex), the root-key epoch it stands on, and its caveats."""
-
-    cap_id: str
-    kid: int
-    caveats: tuple[Caveat, ...]
-
-    def require(self, name: str, value: str) -> None:
-        """Refuse (403) unless every `name` caveat equals `value`. Endpoints call it for what they enforce."""
-        for caveat in self.caveats:
-            if caveat.name == name and not secrets.compare_digest(caveat.value.encode(), value.encode()):
-                raise _forbidden(f"the capability is for another {name}")
 
 
 class Authority:
-    """Mints with the newest root key; admits tokens of every epoch it still knows.
+    """Mints with the newest root key; admits tokens of every epoch that has not retired.
 
-    `now` gives Unix seconds. Signatures that held are remembered by digest, at most `VERIFIED_CACHE` of them;
-    caveats are judged anew on each call, so that an expiry is never outlived.
+    `now` gives Unix seconds. Signatures that held are remembered with their caveats read, at most `VERIFIED_CACHE` of
+    them and never over a change of the root keys. Decisions are not remembered: time, revocation and the call
+    itself are judged on each call, so nothing outlives an expiry, a retirement or a revocation.
     """
 
-    def __init__(self, keys: RootKeys, *, audience: str, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        keys: RootKeys,
+        *,
+        audience: str,
+        now: Callable[[], float],
+        revocations: Revocations | None = None,
+        counts: AuthCounts | None = None,
+    ) -> None:
+        self.counts = counts or AuthCounts()
         self._keys = keys
         self._audience = audience
         self._now = now
-        self._verified: OrderedDict[bytes, Capability] = OrderedDict()
+        self._revocations = Revocations(keys) if revocations is None else revocations
+        self._budgets = Budgets(now)
+        self._generation = keys.generation
+        # The key is the token itself. An attacker's text meets a good token's bytes only when their 64-bit SipHash
+        # values are equal already, and that hash is keyed per process and taken over a 256-bit signature nobody can
+        # guess: the comparison's time tells nothing. Keeping tokens costs 16 MiB at worst; a digest would double a hit.
+        self._verified: OrderedDict[str, Terms] = OrderedDict()
 
     def mint(self, caveats: Iterable[Caveat]) -> str:
-        """A new token for this audience, narrowed by `caveats`: libmacaroons v2 binary, base64url without padding."""
-        kid, key = self._keys.current
-        identifier = f"ron1 {kid} {secrets.token_hex(16)}"
-        macaroon = Macaroon(location=_LOCATION, identifier=identifier, key=key, version=MACAROON_V2)
-        for caveat in (Caveat("aud", self._audience), *caveats):
-            macaroon.add_first_party_caveat(str(parse_caveat(str(caveat))))
-        return str(macaroon.serialize()).rstrip("=")
+        """A new token for this audience, narrowed by `caveats`: libmacaroons v2 binary, base64url without padding.
+
+        Raises ValueError on a caveat nobody would understand, `RonError` TooLarge on too many.
+        """
+        epoch = self._keys.current
+        return seal(epoch.kid, epoch.key, (Caveat("aud", self._audience), *caveats))
 
     def admit(self, token: str | None, wanted: Wanted) -> Capability:
-        """The capability behind `token` when it covers `wanted`; else `RonError` 401 or 403."""
-        if not token:
-            raise _unauthorized("no capability", f"send a macaroon with scope {wanted.scope} as Authorization: Bearer")
-        capability = self._verify(token)
-        for caveat in capability.caveats:
-            self._judge(caveat, wanted)
-        return capability
+        """The capability behind `token` when it covers `wanted`; takes one request from its `rps`. Else `Refused`."""
+        try:
+            if not token:
+                hint = f"send a macaroon with scope {wanted.scope} as Authorization: Bearer"
+                raise unauthorized("missing", "no capability", hint)
+            revoked = self._revocations
+            if revoked.fault is not None:
+                raise unreadable(revoked.fault)
+            terms = self._recall(token)
+            if terms.capability.cap_id in revoked.ids:
+                raise unauthorized("revoked", "the capability was revoked", "ask for another")
+            terms.judge(wanted, self._now())
+            if terms.rates or terms.capability.quotas:
+                self._budgets.charge(terms.capability.cap_id, terms.rates, terms.capability.quotas)
+        except Refused as refusal:
+            self.counts.refused[refusal.reason] += 1
+            raise
+        return terms.capability
 
-    def _judge(self, caveat: Caveat, wanted: Wanted) -> None:
-        name, value = caveat
-        if name == "exp":
-            if expired(value, self._now()):
-                raise _unauthorized("the capability has expired", "mint a new one")
-        elif name == "aud":
-            if value != self._audience:
-                raise _forbidden("the capability is for another audience")
-        elif name == "scope":
-            if not scope_allows(value, wanted.scope):
-                raise _forbidden(f"the capability lacks scope {wanted.scope}")
-        elif name == "method":
-            if value != wanted.method:
-                raise _forbidden("the capability is for another method")
-        elif name == "path":
-            if not path_allows(value, wanted.path):
-                raise _forbidden("the capability is for another path")
-        elif name not in RESOURCE or name not in wanted.enforces:
-            raise _forbidden(f"a caveat on {name} cannot be honoured here")
+    def charge_bytes(self, capability: Capability, count: int) -> None:
+        """`count` bytes (request and answer) were moved for `capability`. Once its day's are used up, `admit` refuses
+        it until midnight UTC; a call under way is finished, so the last one may go over."""
+        if capability.quotas:
+            self._budgets.charge_bytes(capability.cap_id, capability.quotas, count)
 
-    def _verify(self, token: str) -> Capability:
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        known = self._verified.get(digest)
-        if known is not None and self._keys.get(known.kid) is not None:
-            self._verified.move_to_end(digest)
-            return known
-        capability = self._check_signature(token)
-        self._verified[digest] = capability
+    def recognise(self, token: str) -> Capability:
+        """The capability behind `token` when one of our keys signed it, whether or not it may still be used.
+
+        Raises `Refused` (401).
+        """
+        return self._check_signature(token).capability
+
+    def _recall(self, token: str) -> Terms:
+        if self._generation != self._keys.generation:
+            self._generation = self._keys.generation
+            self._verified.clear()
+        terms = self._verified.get(token)
+        if terms is not None:
+            self._verified.move_to_end(token)
+            self.counts.hits += 1
+            return terms
+        terms = self._check_signature(token)
+        self.counts.misses += 1
+        self._verified[token] = terms
         if len(self._verified) > VERIFIED_CACHE:
             self._verified.popitem(last=False)
-        return capability
+        return terms
 
-    def _check_signature(self, token: str) -> Capability:
-        macaroon = _decode(token)
-        kid, cap_id = _identifier(macaroon)
-        key = self._keys.get(kid)
-        if key is None:
-            raise _unauthorized("the capability stands on a retired key", "mint a new one")
+    def _check_signature(self, token: str) -> Terms:
+        macaroon = decode(token)
+        kid, cap_id = identity(macaroon)
+        epoch = self._keys.epoch(kid)
+        if epoch is None:
+            raise unauthorized("retired", "the capability stands on a retired key", "mint a new one")
         caveats: list[Caveat] = []
 
         def collect(text: str) -> bool:
@@ -123,42 +126,12 @@ class Authority:
 
         verifier = Verifier()
         verifier.satisfy_general(collect)
-        # pymacaroons signals every refusal by its own or a built-in exception, and none of them may become a 500
+        # pymacaroons signals every refusal by its own or a built-in exception, and none of them may become a 500;
+        # it compares the signatures in constant time
         try:
-            held = verifier.verify(macaroon, key)
+            held = verifier.verify(macaroon, epoch.key)
         except Exception:  # noqa: BLE001
             held = False
         if not held:
-            raise _unauthorized("the capability does not verify", "use one minted by this node, unaltered")
-        return Capability(cap_id, kid, tuple(caveats))
-
-
-def _decode(token: str) -> Macaroon:
-    if len(token) > MAX_TOKEN_CHARS:
-        raise _unauthorized("the capability is too long", f"at most {MAX_TOKEN_CHARS} characters")
-    try:
-        macaroon = Macaroon.deserialize(token)
-        # one spelling each: no trailing bytes, no v1 packets, no other location (which no signature covers)
-        one_of_ours = macaroon.version == MACAROON_V2 and macaroon.location == _LOCATION
-        if one_of_ours and str(macaroon.serialize()).rstrip("=") == token:
-            return macaroon
-    except Exception:  # noqa: BLE001, S110 - the library raises built-in and struct errors on hostile bytes
-        pass
-    raise _unauthorized("the capability is malformed", "send the token exactly as it was minted")
-
-
-def _identifier(macaroon: Macaroon) -> tuple[int, str]:
-    parts = macaroon.identifier_bytes.decode("utf-8", "replace").split(" ")
-    if len(parts) != 3 or parts[0] != "ron1" or not parts[1].isdecimal() or len(parts[2]) != 32:
-        raise _unauthorized("the capability is not one of ours", "use one minted by this node")
-    return int(parts[1]), parts[2]
-
-
-def _unauthorized(message: str, hint: str) -> RonError:
-    return RonError(
-        ErrorCode.NO_CAPABILITY, message, hint=hint, status=401, headers={"WWW-Authenticate": 'Bearer realm="ron"'}
-    )
-
-
-def _forbidden(message: str) -> RonError:
-    return RonError(ErrorCode.NO_CAPABILITY, message, hint="mint a capability that covers this call", status=403)
+            raise unauthorized("forged", "the capability does not verify", "use one minted by this node, unaltered")
+        return Terms(cap_id, kid, tuple(caveats), audience=self._audience, retires_s=epoch.retires_at_s)

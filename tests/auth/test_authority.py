@@ -10,10 +10,12 @@ from pymacaroons import MACAROON_V1, MACAROON_V2, Macaroon
 from pymacaroons.serializers import JsonSerializer
 from twisted.trial.unittest import SynchronousTestCase
 
-from ron.auth import Authority, Capability, Caveat, RootKeys, Wanted
+from ron.auth import Authority, Capability, Caveat, Epoch, RootKeys, Wanted
 from ron.auth import authority as authority_module
-from ron.auth.authority import MAX_TOKEN_CHARS
 from ron.auth.caveats import expiry
+from ron.auth.refusals import REASONS
+from ron.auth.revocations import Revocation, Revocations
+from ron.auth.tokens import MAX_TOKEN_CHARS
 from ron.proto.errors import ErrorCode, RonError
 
 NOW = 1_800_000_000.0
@@ -38,12 +40,19 @@ def narrowed(token: str, *caveats: str) -> str:
     return str(macaroon.serialize())
 
 
+def epochs(**keys: bytes) -> RootKeys:
+    """Root keys as `k3=b"3" * 32`, the newest minting, the others in their grace."""
+    numbers = {int(name[1:]): key for name, key in keys.items()}
+    newest = max(numbers)
+    return RootKeys(Epoch(kid, key, NOW, None if kid == newest else NOW + 100) for kid, key in numbers.items())
+
+
 class Judged(SynchronousTestCase):
     """An authority with a clock we can turn."""
 
     def setUp(self) -> None:
         self.now_s = NOW
-        self.keys = RootKeys.generate()
+        self.keys = RootKeys.generate(NOW)
         self.authority = self.made(self.keys)
 
     def made(self, keys: RootKeys, audience: str = "ron-node") -> Authority:
@@ -87,7 +96,7 @@ class Minting(Judged):
             self.assertRaises(ValueError, self.minted, caveat)
 
     def test_with_the_newest_epoch(self) -> None:
-        self.authority = self.made(RootKeys({3: b"3" * 32, 9: b"9" * 32}))
+        self.authority = self.made(epochs(k3=b"3" * 32, k9=b"9" * 32))
         self.assertEqual(self.admitted(self.minted()).kid, 9)
 
 
@@ -131,7 +140,7 @@ class Caveats(Judged):
         self.admitted(token, SEND._replace(scope="mailbox:recv"))
 
     def test_a_resource_is_refused_where_nobody_checks_it(self) -> None:
-        for name in ("tenant", "app", "topic", "rps", "bytes_per_day"):
+        for name in ("tenant", "app", "topic"):
             token = self.minted((name, "7"))
             self.assertIn(name, self.refused(403, token).message)
             self.refused(403, token, SEND._replace(enforces=frozenset({"tenant", "app", "topic"} - {name})))
@@ -168,7 +177,7 @@ class Refused(Judged):
 
     def test_a_retired_epoch(self) -> None:
         token = self.minted()
-        self.authority = self.made(RootKeys({2: b"2" * 32}))
+        self.authority = self.made(epochs(k2=b"2" * 32))
         self.assertIn("retired", self.refused(401, token).message)
 
     def test_any_bit_flipped(self) -> None:
@@ -350,8 +359,30 @@ class Remembering(Judged):
     def test_a_retired_epoch_is_refused_though_remembered(self) -> None:
         token = self.minted()
         self.admitted(token)
-        self.keys._keys.clear()
+        self.keys.rotate(NOW, grace_s=60)
+        self.now_s = NOW + 59
+        self.admitted(token)
+        self.now_s = NOW + 60
+        self.assertIn("retired", self.refused(401, token).message)
+
+    def test_keys_that_were_replaced_are_noticed_at_the_next_call(self) -> None:
+        token = self.minted()
+        self.admitted(token)
+        self.keys._replace({1: Epoch(1, b"another key under the same number", NOW)})
         self.refused(401, token)
+
+    def test_a_revocation_is_never_outlived(self) -> None:
+        revocations = Revocations(self.keys)
+        self.authority = Authority(self.keys, audience="ron-node", now=lambda: self.now_s, revocations=revocations)
+        token = self.minted()
+        child = narrowed(token, "scope = mailbox:send")
+        other = self.minted()
+        for good in (token, child, other):
+            self.admitted(good)
+        revocations.revoke([Revocation(cap_id=self.admitted(token).cap_id, kid=1)], NOW)
+        for void in (token, child, narrowed(token, "method = POST")):
+            self.assertIn("revoked", self.refused(401, void).message)
+        self.admitted(other)
 
     def test_it_stays_bounded_and_forgets_the_least_used(self) -> None:
         self.patch(authority_module, "VERIFIED_CACHE", 8)
@@ -359,8 +390,8 @@ class Remembering(Judged):
         for token in [*tokens, tokens[0], self.minted()]:
             self.admitted(token)
         self.assertEqual(len(self.authority._verified), 8)
-        # under another key only a signature that is not looked at again can hold
-        self.keys._keys[1] = b"another key under the same number"
+        # under another key only a signature that is not looked at again can hold (no word of the change: no generation)
+        self.keys._epochs = {1: Epoch(1, b"another key under the same number", NOW)}
         self.refused(401, tokens[1])
         for token in (tokens[0], *tokens[2:]):
             self.admitted(token)
@@ -369,3 +400,138 @@ class Remembering(Judged):
         for number in range(100):
             self.refused(401, f"garbage{number}")
         self.assertEqual(len(self.authority._verified), 0)
+
+
+class Counting(Judged):
+    """Every outcome is counted under a reason of a closed set."""
+
+    def test_reasons(self) -> None:
+        revocations = Revocations(self.keys)
+        self.authority = Authority(self.keys, audience="ron-node", now=lambda: self.now_s, revocations=revocations)
+        counts = self.authority.counts
+        gone = self.minted(("topic", "gone"))
+        revocations.revoke([Revocation(cap_id=self.authority.recognise(gone).cap_id, kid=1)], NOW)
+        raw = decoded(self.minted())
+        expected = {
+            "missing": None,
+            "too_long": "A" * 5000,
+            "malformed": "garbage",
+            "forged": encoded(raw[:-1] + bytes([raw[-1] ^ 1])),
+            "retired": self.made(epochs(k7=b"7" * 32)).mint([]),
+            "expired": self.minted(("exp", "2020-01-01T00:00:00Z")),
+            "revoked": gone,
+            "audience": self.made(self.keys, "ron-kms").mint([]),
+            "scope": self.minted(("scope", "x")),
+            "method": self.minted(("method", "GET")),
+            "path": self.minted(("path", "/x")),
+            "resource": self.minted(("tenant", "x")),
+        }
+        for reason, token in expected.items():
+            self.assertRaises(RonError, self.authority.admit, token, SEND)
+            self.assertEqual({name for name, count in counts.refused.items() if count}, {reason})
+            counts.refused[reason] = 0
+        self.assertEqual(set(counts.refused), set(REASONS))
+        self.assertEqual(set(REASONS) - set(expected), {"rate", "bytes", "unreadable"})
+
+    def test_hits_and_misses(self) -> None:
+        token = self.minted()
+        for _ in range(3):
+            self.admitted(token)
+        self.admitted(narrowed(token, "method = POST"))
+        self.assertEqual((self.authority.counts.hits, self.authority.counts.misses), (2, 2))
+
+
+class Allowances(Judged):
+    """`rps` and `bytes_per_day`: what one token may use up, whatever is made of it."""
+
+    def spent(self, token: str) -> RonError:
+        error: RonError = self.assertRaises(RonError, self.authority.admit, token, SEND)
+        self.assertEqual((error.code, error.status), (ErrorCode.BACKPRESSURE, 429))
+        self.assertGreaterEqual(error.retry_after_s or 0, 1)
+        return error
+
+    def test_requests_a_second(self) -> None:
+        token = self.minted(("rps", "3"))
+        for _ in range(3):
+            self.admitted(token)
+        self.assertEqual(self.spent(token).retry_after_s, 1)
+        self.admitted(self.minted(("rps", "3")))
+        self.now_s = NOW + 0.34
+        self.admitted(token)
+        self.spent(token)
+        self.now_s = NOW + 1000
+        for _ in range(3):
+            self.admitted(token)
+        self.spent(token)
+
+    def test_less_than_one_a_second(self) -> None:
+        token = self.minted(("rps", "0.1"))
+        self.admitted(token)
+        self.assertEqual(self.spent(token).retry_after_s, 10)
+        self.now_s = NOW + 10
+        self.admitted(token)
+
+    def test_the_smallest_of_several(self) -> None:
+        for caveats in ((("rps", "5"), ("rps", "2")), (("rps", "2"), ("rps", "5"))):
+            token = self.minted(*caveats)
+            self.admitted(token)
+            self.admitted(token)
+            self.spent(token)
+
+    def test_many_children_use_up_what_their_parent_has(self) -> None:
+        parent = self.minted(("rps", "4"))
+        children = [narrowed(parent, f"rps = 3.{number}", f"exp = 2030-01-01T00:00:0{number}Z") for number in range(8)]
+        for child in children[:4]:
+            self.admitted(child)
+        for token in (*children, parent):
+            self.spent(token)
+
+    def test_a_child_cannot_starve_its_parent(self) -> None:
+        parent = self.minted(("rps", "4"))
+        child = narrowed(parent, "rps = 1")
+        self.admitted(child)
+        for _ in range(20):
+            self.spent(child)
+        for _ in range(3):
+            self.admitted(parent)
+        self.spent(parent)
+
+    def test_what_is_refused_for_other_reasons_costs_nothing(self) -> None:
+        token = self.minted(("rps", "1"), ("scope", "mailbox:send"))
+        for _ in range(5):
+            self.refused(403, token, SEND._replace(scope="node:read"))
+        self.admitted(token)
+        self.spent(token)
+
+    def test_bytes_a_day(self) -> None:
+        token = self.minted(("bytes_per_day", "1000"))
+        capability = self.admitted(token)
+        self.authority.charge_bytes(capability, 999)
+        self.authority.charge_bytes(self.admitted(token), 500)
+        error = self.spent(token)
+        midnight = NOW - NOW % 86_400 + 86_400
+        self.assertEqual(error.retry_after_s, midnight - NOW)
+        self.now_s = midnight - 1
+        self.spent(token)
+        self.now_s = midnight
+        self.admitted(token)
+
+    def test_bytes_of_children_are_the_parents(self) -> None:
+        parent = self.minted(("bytes_per_day", "1000"))
+        child, sibling = narrowed(parent, "bytes_per_day = 100"), narrowed(parent, "method = POST")
+        self.authority.charge_bytes(self.admitted(child), 100)
+        self.spent(child)
+        self.authority.charge_bytes(self.admitted(sibling), 900)
+        self.spent(sibling)
+        self.spent(parent)
+        self.authority.charge_bytes(self.admitted(self.minted(("bytes_per_day", "1000"))), 1)
+
+    def test_bytes_of_a_token_without_such_a_caveat_are_not_counted(self) -> None:
+        capability = self.admitted(self.minted())
+        self.authority.charge_bytes(capability, 10**18)
+        self.admitted(self.minted())
+        self.assertEqual(len(self.authority._budgets), 0)
+
+    def test_a_chain_of_ever_smaller_ones_has_an_end(self) -> None:
+        token = self.minted(*(("rps", str(20 - number)) for number in range(9)))
+        self.refused(403, token)

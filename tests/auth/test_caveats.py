@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.auth.caveats import (
+    ALLOWANCES,
     GENERAL,
     KNOWN,
     MAX_CAVEAT_CHARS,
@@ -30,9 +31,12 @@ class Forms(SynchronousTestCase):
         self.assertEqual(
             KNOWN, {"aud", "tenant", "app", "scope", "method", "path", "exp", "rps", "bytes_per_day", "topic"}
         )
-        self.assertEqual(GENERAL & RESOURCE, set())
+        self.assertEqual(len(GENERAL) + len(RESOURCE) + len(ALLOWANCES), len(KNOWN))
 
-    @given(st.sampled_from(sorted(KNOWN - {"exp"})), st.text(min_size=1, max_size=300).map(str.strip).filter(bool))
+    @given(
+        st.sampled_from(sorted(KNOWN - ALLOWANCES - {"exp"})),
+        st.text(min_size=1, max_size=300).map(str.strip).filter(bool),
+    )
     def test_there_and_back(self, name: str, value: str) -> None:
         self.assertEqual(parse_caveat(str(Caveat(name, value))), Caveat(name, value))
 
@@ -69,6 +73,38 @@ class Forms(SynchronousTestCase):
     def test_an_expiry_that_is_no_instant(self) -> None:
         for value in ("tomorrow", "2030-01-01", "2030-01-01T00:00:00", "2030-13-01T00:00:00Z", "1767225600", "9" * 400):
             self.assertRaises(ValueError, parse_caveat, f"exp = {value}")
+
+    @given(st.integers(0, 9_999_999), st.integers(0, 999))
+    @example(0, 0)
+    @example(0, 1)
+    def test_requests_per_second(self, whole: int, thousandths: int) -> None:
+        text = f"rps = {whole}.{thousandths:03}"
+        if whole or thousandths:
+            self.assertEqual(parse_caveat(text).name, "rps")
+        else:
+            self.assertRaises(ValueError, parse_caveat, text)
+
+    def test_numbers_have_one_spelling(self) -> None:
+        for value in (
+            "-1",
+            "+1",
+            "1e3",
+            "01",
+            "1_000",
+            "nan",
+            "inf",
+            "0",
+            "0.0",
+            "1.",
+            ".5",
+            "٣",
+            "10000000",
+            "1.0005",
+        ):
+            self.assertRaises(ValueError, parse_caveat, f"rps = {value}")
+        for value in ("-1", "0", "01", "1.5", "1e3", "1MiB", "1" + "0" * 15, "٣"):
+            self.assertRaises(ValueError, parse_caveat, f"bytes_per_day = {value}")
+        self.assertEqual(parse_caveat("bytes_per_day = 999999999999999").value, "9" * 15)
 
 
 class Scopes(SynchronousTestCase):
