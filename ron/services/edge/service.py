@@ -5,7 +5,6 @@ In: `EdgeConfig`. Out: tiles and assets through `tile` and `asset`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -20,6 +19,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ron.kernel import HealthState, Metrics
+from ron.kernel.lru import ByteLru
 from ron.kernel.threads import BoundedPool
 from ron.proto.assets import Asset, strong_etag
 from ron.proto.errors import RonError, not_found, unavailable
@@ -66,7 +66,7 @@ class EdgeService(Service):
         self._seen: dict[Path, tuple[int, int] | None] = {}
         self._retry = LoopingCall(self._retry_broken)
         self._retry.clock = reactor
-        self._cache = _TileCache(config.tile_cache_bytes)
+        self._cache: ByteLru[TileAddress, Asset] = ByteLru(config.tile_cache_bytes)
         self._assets = _load_assets(files("ron.services.edge").joinpath("assets"))
         lookups = Counter(
             "edge_tile_lookups_total", "Tiles asked for, by where they were found", ["found"], registry=metrics.registry
@@ -138,7 +138,7 @@ class EdgeService(Service):
                 self._gone_bad(path, error)
                 continue
             if asset is not None:
-                self._cache.put(address, asset)
+                self._cache.put(address, asset, len(asset.body))
                 return asset
         raise self._nothing_at()
 
@@ -172,30 +172,6 @@ class EdgeService(Service):
             max_zoom=header.max_zoom,
             content_type=header.content_type,
         )
-
-
-class _TileCache:
-    """Least recently used tiles, bounded by the bytes of their bodies."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._used = 0
-        self._tiles: OrderedDict[TileAddress, Asset] = OrderedDict()
-
-    def get(self, address: TileAddress) -> Asset | None:
-        asset = self._tiles.get(address)
-        if asset is not None:
-            self._tiles.move_to_end(address)
-        return asset
-
-    def put(self, address: TileAddress, asset: Asset) -> None:
-        if address in self._tiles or len(asset.body) > self._limit:
-            return
-        self._tiles[address] = asset
-        self._used += len(asset.body)
-        while self._used > self._limit:
-            _, oldest = self._tiles.popitem(last=False)
-            self._used -= len(oldest.body)
 
 
 def _fingerprint(path: Path) -> tuple[int, int] | None:

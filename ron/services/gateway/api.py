@@ -36,8 +36,7 @@ class GatewayApi:
         return [
             Endpoint(method="GET", path="/", handler=self.page, scope=None),
             Endpoint(method="GET", path="/hello.json", handler=self.hello, scope=None),
-            Endpoint(method="GET", path="/tiles/<z>/<x>/<y_ext>", handler=self.tile, scope=None, hot=True),
-            Endpoint(method="GET", path="/assets/<path:path>", handler=self.asset, scope=None),
+            *public_endpoints(self._edge),
             Endpoint(method="GET", path="/v1/status", handler=self.status, scope="node:read"),
         ]
 
@@ -45,18 +44,25 @@ class GatewayApi:
         """The Hello Map page."""
         return Raw(self._page, "text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
-    def hello(self, _call: Call) -> HelloReport:
+    def hello(self, _call: Call) -> HelloReport | Awaitable[HelloReport]:
         """What the page's panel shows."""
         return self._hello()
 
-    def tile(self, _call: Call, z: str, x: str, y_ext: str) -> Asset | Awaitable[Asset]:
-        """One map tile."""
-        return self._edge.tile(parse_tile(z, x, y_ext))
-
-    def asset(self, _call: Call, path: str) -> Asset:
-        """One bundled asset."""
-        return self._edge.asset(path)
-
-    def status(self, _call: Call) -> NodeStatus:
+    def status(self, _call: Call) -> NodeStatus | Awaitable[NodeStatus]:
         """Node, tor, onions and queues."""
         return self._status()
+
+
+def public_endpoints(edge: EdgePort) -> list[Endpoint]:
+    """Tiles and assets, for everybody; an edge in a process of its own answers its gateways with the same."""
+
+    def tile(_call: Call, z: str, x: str, y_ext: str) -> Asset | Awaitable[Asset]:
+        return edge.tile(parse_tile(z, x, y_ext))
+
+    def asset(_call: Call, path: str) -> Asset | Awaitable[Asset]:
+        return edge.asset(path)
+
+    return [
+        Endpoint(method="GET", path="/tiles/<z>/<x>/<y_ext>", handler=tile, scope=None, hot=True),
+        Endpoint(method="GET", path="/assets/<path:path>", handler=asset, scope=None),
+    ]

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+from ron.services.sections import TlsConfig
+
 
 class Expose(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One port of the node's onion: `onion_port` is answered by `local`, `host:port` on this machine."""
@@ -18,8 +20,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where the gateway listens, and what the node's onion exposes.
 
     bind: a loopback address; port 0 lets the system choose. expose: empty means the gateway on 80 and the mailbox on
-    9410, wherever they listen.
+    9410, wherever they listen. workers: processes that share the listener. tls: the listener's certificate; left out,
+    it speaks plain HTTP.
     """
 
     bind: str = "127.0.0.1:9080"
     expose: Annotated[tuple[Expose, ...], msgspec.Meta(max_length=16)] = ()
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    tls: TlsConfig | None = None

@@ -17,10 +17,10 @@ class EdgePort(Protocol):
         """The tile at `address`: at once when it is in memory, otherwise soon."""
         ...
 
-    def asset(self, path: str) -> Asset:
+    def asset(self, path: str) -> Asset | Awaitable[Asset]:
         """The bundled asset called `path`."""
         ...
 
 
-HelloPort = Callable[[], HelloReport]
-StatusPort = Callable[[], NodeStatus]
+HelloPort = Callable[[], HelloReport | Awaitable[HelloReport]]
+StatusPort = Callable[[], NodeStatus | Awaitable[NodeStatus]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ _log = Logger(namespace="ron.hello")
 class HelloService(Service):
     """`make_devices` gives the two ends, or None while there is no onion to send over."""
 
-    def __init__(self, reactor: Any, *, make_devices: Callable[[], tuple[Device, Device] | None]) -> None:
+    def __init__(self, reactor: Any, *, make_devices: Callable[[], Awaitable[tuple[Device, Device] | None]]) -> None:
         self._reactor = reactor
         self._make_devices = make_devices
         self._devices: tuple[Device, Device] | None = None
@@ -46,14 +46,22 @@ class HelloService(Service):
             self._running.cancel()
 
     def _start(self) -> None:
-        if self._devices is None:
-            self._devices = self._make_devices()
-        if self._devices is None:
-            return
         self._steps = []
         # a ping can be over before this returns: `_running` is for one that is not
-        running = Deferred.fromCoroutine(self._ping(*self._devices))
+        running = Deferred.fromCoroutine(self._find_devices_and_ping())
         self._running = None if running.called else running
+
+    async def _find_devices_and_ping(self) -> None:
+        try:
+            self._devices = self._devices or await self._make_devices()
+        except CancelledError:
+            return
+        except RonError as error:
+            self._failed(self._report.seq, error.message)
+        if self._devices is None:
+            self._running = None
+            return
+        await self._ping(*self._devices)
 
     async def _ping(self, alice: Device, bob: Device) -> None:
         seq = self._report.seq + 1

@@ -22,7 +22,7 @@ class SendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topic: str
     payload_b64: str
     idempotency_key: str | None = None
-    priority: str = "normal"
+    priority: str | None = None
 
 
 class SendAnswer(msgspec.Struct, frozen=True):
@@ -96,14 +96,24 @@ def endpoints(mailbox: MailboxService) -> list[Endpoint]:
         acked = await mailbox.ack(msg_id, body.receipt, may=_allowed_topic(call))
         return AckAnswer(acked=True, duplicate=acked.duplicate)
 
-    def endpoint(path: str, scope: str, body: type[msgspec.Struct], handler: Callable[..., object]) -> Endpoint:
+    def endpoint(
+        path: str, scope: str, body: type[msgspec.Struct], handler: Callable[..., object], **more: bool
+    ) -> Endpoint:
         return Endpoint(
-            method="POST", path=path, scope=f"mailbox:{scope}", body=body, handler=handler, enforces=_TOPIC, hot=True
+            method="POST",
+            path=path,
+            scope=f"mailbox:{scope}",
+            body=body,
+            handler=handler,
+            enforces=_TOPIC,
+            hot=True,
+            **more,
         )
 
     return [
-        endpoint("/v1/send", "send", SendRequest, send),
-        endpoint("/v1/recv", "recv", RecvRequest, recv),
+        # under trouble new messages are shed first: receiving and acknowledging is what makes room
+        endpoint("/v1/send", "send", SendRequest, send, writes=True, gate=True),
+        endpoint("/v1/recv", "recv", RecvRequest, recv, waits=True, gate=True),
         endpoint("/v1/ack/<msg_id>", "ack", AckRequest, ack),
     ]
 

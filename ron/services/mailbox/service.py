@@ -112,9 +112,9 @@ class MailboxService(MultiService):
     # Calls
 
     async def send(
-        self, topic: str, payload: bytes, *, idempotency_key: str | None = None, priority: str = "normal"
+        self, topic: str, payload: bytes, *, idempotency_key: str | None = None, priority: str | None = None
     ) -> Sent:
-        """Store `payload` for `topic`; it is on disk when this returns.
+        """Store `payload` for `topic`; it is on disk when this returns. priority: None is the configured default.
 
         Raises `RonError`: 400 malformed, 409 the key means another message, 413 too large, 429 full, 503 disk.
         After a 503 the message may or may not be there: send again with the same key.
@@ -123,7 +123,7 @@ class MailboxService(MultiService):
         new = NewMessage(
             model.make_msg_id(now_ms, self._entropy.take(MSG_ID_ENTROPY_BYTES)),
             model.check_topic(topic),
-            model.parse_priority(priority),
+            model.parse_priority(self._config.qos_default if priority is None else priority),
             model.check_payload(payload),
             model.check_key(idempotency_key),
             now_ms,

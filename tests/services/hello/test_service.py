@@ -66,7 +66,7 @@ class Hello(WithMailbox):
     def through(self, way_out: Mailbox) -> Device:
         return Device(self.alice.keys, self.alice.inbox, way_out, self.alice.topic)
 
-    def make_devices(self) -> tuple[Device, Device] | None:
+    async def make_devices(self) -> tuple[Device, Device] | None:
         self.asked_for_devices += 1
         return self.devices
 

@@ -256,7 +256,7 @@ class RefusalTests(ApiCase):
         return answer.status, sorted(answer.headers), error["code"], error["message"], error.get("hint")
 
     async def test_a_caveat_the_mailbox_cannot_honour(self) -> None:
-        self.assertRefused(await self.post("/v1/send", self.SEND, self.token(rps="5")), 403, "NoCapability")
+        self.assertRefused(await self.post("/v1/send", self.SEND, self.token(tenant="acme")), 403, "NoCapability")
 
     async def test_unknown_messages_and_stale_receipts(self) -> None:
         for msg_id in ("x", "018f0000-0000-7000-8000-000000000000", "%00", "018F0000-0000-7000-8000-000000000000"):

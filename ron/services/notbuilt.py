@@ -1,0 +1,44 @@
+"""Keys that are known and checked, and do nothing yet: said aloud, because silence would look like a promise.
+
+In: a daemon's config. Out: (key, sentence) for each such key that is set.
+"""
+
+from __future__ import annotations
+
+from ron.kernel.config import has_key, value_at
+from ron.services.schemas import NodeConfig, OmnigateConfig, OniondConfig
+
+# key → the value that means what is built, and what happens instead of any other
+_KEYS: dict[str, tuple[object, str]] = {
+    "onion.federate_peers": ((), "federation is not built yet: no peer is contacted"),
+    "mailbox.ack_deadline_ms": (None, "not built yet: a message comes again after visibility_timeout_ms"),
+    "mailbox.dead_letter_dir": ("", "dead letters are not built yet: nothing is written there"),
+    "mailbox.priority_levels": (3, "not built yet: there are three, low, normal and high"),
+    "mailbox.ws_listen": ("", "WebSocket subscriptions are not built yet: nothing listens there"),
+    "edge.mode": ("offline", "fetching is not built yet: the edge serves its packs only"),
+    "edge.allow": ((), "fetching is not built yet: no domain is asked"),
+    "edge.cache_dir": ("", "fetching is not built yet: nothing is kept there"),
+    "edge.cache_ttl_default": (None, "fetching is not built yet: nothing is kept"),
+    "edge.integrity_sri": (False, "fetching is not built yet: there is nothing to compare"),
+    "edge.integrity_checks": (False, "fetching is not built yet: there is nothing to compare"),
+    "edge.adaptive_cache": (False, "fetching is not built yet: nothing is kept"),
+    "edge.prefetch": ((), "fetching is not built yet: nothing is fetched ahead"),
+    "edge.rate_limit_rps": (None, "fetching is not built yet: there is nothing to limit"),
+    "edge.rate_limit_burst": (None, "fetching is not built yet: there is nothing to limit"),
+    "federation.allow": ((), "federation is not built yet: no peer is contacted"),
+    "oniond.autoscale": (None, "not built yet: the number of backends does not follow the load"),
+}
+
+
+def not_built(config: NodeConfig | OniondConfig | OmnigateConfig) -> tuple[tuple[str, str], ...]:
+    """Keys of `config` that are set to something that is not built, each with what happens instead."""
+    found = [
+        (key, sentence)
+        for key, (built, sentence) in _KEYS.items()
+        if has_key(type(config), key) and value_at(config, key) != built
+    ]
+    if isinstance(config, OmnigateConfig):
+        found.insert(0, ("oniond", "an Omnigate is not built yet: its config is checked, and no daemon runs it"))
+    elif config.onion.amnesia and config.observability.otel_endpoint:
+        found.append(("observability.otel_endpoint", "amnesia keeps its traces to itself: nothing is exported"))
+    return tuple(found)

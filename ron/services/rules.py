@@ -1,0 +1,180 @@
+"""What no single key of a config can know: combinations that are unsafe or cannot work.
+
+In: a daemon's whole struct. Out: nothing, or `ConfigError` with the key and the fix. Pure: no file is looked at.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from ron.kernel.config import ConfigError
+from ron.proto.addresses import HostPort, parse_host_port
+from ron.services.edge.config import EdgeConfig
+from ron.services.gateway.config import Expose
+from ron.services.mailbox.config import MailboxConfig
+from ron.services.oniond.config import OnionConfig
+from ron.services.schemas import NodeConfig, OmnigateConfig, OniondConfig
+from ron.services.sections import (
+    DosConfig,
+    FederationConfig,
+    LogSection,
+    OniondSection,
+    ProfilingConfig,
+    SecuritySection,
+    TlsConfig,
+)
+
+# folders in memory on Linux, by contract of systemd and of the file system hierarchy
+MEMORY_FOLDERS = (PurePosixPath("/dev/shm"), PurePosixPath("/run/user"))  # noqa: S108 - compared with, not written to
+
+
+def check_node(config: NodeConfig) -> None:
+    """Rules across keys. Raises `ConfigError`."""
+    check_addresses(
+        [
+            ("gateway.bind", config.gateway.bind),
+            ("mailbox.listen", config.mailbox.listen),
+            ("mailbox.ws_listen", config.mailbox.ws_listen),
+            ("api.grpc_addr", config.api.grpc_addr),
+        ]
+    )
+    check_expose(config.gateway.expose, "gateway.expose")
+    check_tls(config.gateway.tls, "gateway.tls")
+    check_onion(config.onion, config.log, config.profiling)
+    if config.onion.amnesia:
+        check_memory_only(config.mailbox, config.edge)
+    check_trust(config.dos, config.federation, config.security)
+    if config.node.profile == "micronode" and not config.onion.embedded:
+        raise ConfigError("a micronode embeds its onion runtime", key="onion.embedded", hint="set it to true")
+
+
+def check_oniond(config: OniondConfig) -> None:
+    """Rules across keys. Raises `ConfigError`."""
+    check_addresses([("admin.bind", config.admin.bind)])
+    names = [app.name for app in config.apps]
+    for index, app in enumerate(config.apps):
+        if app.name in names[:index]:
+            raise ConfigError(f"{app.name!r} is there twice", key=f"apps[{index}].name", hint="one section per app")
+        check_expose(app.expose, f"apps[{index}].expose")
+    check_tls(config.admin.tls, "admin.tls")
+    check_onion(config.onion, config.log, config.profiling)
+
+
+def check_omnigate(config: OmnigateConfig) -> None:
+    """Rules across keys. Raises `ConfigError`."""
+    check_addresses(
+        [
+            ("gateway.bind", config.gateway.bind),
+            ("mailbox.listen", config.mailbox.listen),
+            ("mailbox.ws_listen", config.mailbox.ws_listen),
+            ("api.grpc_addr", config.api.grpc_addr),
+            ("admin.bind", config.admin.bind),
+        ]
+    )
+    check_expose(config.gateway.expose, "gateway.expose")
+    check_tls(config.gateway.tls, "gateway.tls")
+    check_tls(config.admin.tls, "admin.tls")
+    check_scale(config.oniond)
+    check_trust(config.dos, config.federation, config.security)
+
+
+def loopback(text: str, key: str) -> HostPort:
+    """`text` as a loopback address. Raises `ConfigError` naming `key`: others reach a node through its onion."""
+    try:
+        address = parse_host_port(text)
+    except ValueError as error:
+        raise ConfigError(str(error), key=key, hint="write an address like 127.0.0.1:9080") from None
+    if not address.is_loopback:
+        raise ConfigError(
+            f"{text} is not a loopback address", key=key, hint="use 127.0.0.1; others reach the node through its onion"
+        )
+    return address
+
+
+def check_addresses(listeners: Sequence[tuple[str, str]]) -> None:
+    """Every (key, address) on loopback, none twice; port 0 is the system's choice. Raises `ConfigError`.
+
+    An empty text is a listener that is off, where its key allows that.
+    """
+    taken: dict[HostPort, str] = {}
+    for key, text in listeners:
+        if not text and key in {"mailbox.ws_listen", "api.grpc_addr"}:
+            continue
+        address = loopback(text, key)
+        if address in taken and address.port:
+            raise ConfigError(f"is the same address as {taken[address]}", key=key, hint="choose another port")
+        taken[address] = key
+
+
+def check_onion(onion: OnionConfig, log: LogSection, profiling: ProfilingConfig) -> None:
+    """Amnesia means that nothing is written and nobody looks into the memory. Raises `ConfigError`."""
+    if not onion.amnesia:
+        return
+    if log.to == "file":
+        raise ConfigError("amnesia writes no log file", key="log.to", hint='set it to "memory" or "stderr"')
+    if profiling.enabled:
+        raise ConfigError(
+            "a profile shows what amnesia is to forget",
+            key="profiling.enabled",
+            hint="leave it out, or set it to false",
+        )
+
+
+def check_memory_only(mailbox: MailboxConfig, edge: EdgeConfig) -> None:
+    """Under amnesia no folder may outlive the machine. Raises `ConfigError`."""
+    for key, folder in (("mailbox.dead_letter_dir", mailbox.dead_letter_dir), ("edge.cache_dir", edge.cache_dir)):
+        # normpath: `/dev/shm/../../var` is not in memory
+        if folder and not any(m in PurePosixPath(posixpath.normpath(folder)).parents for m in MEMORY_FOLDERS):
+            places = " or ".join(str(m) for m in MEMORY_FOLDERS)
+            raise ConfigError(
+                "amnesia keeps nothing in a folder that persists",
+                key=key,
+                hint=f"leave it out, or name one below {places}",
+            )
+
+
+def check_trust(dos: DosConfig, federation: FederationConfig, security: SecuritySection) -> None:
+    """Protection that would not be there must not look as if it were. Raises `ConfigError`."""
+    if federation.enabled and not federation.zk_handshake:
+        raise ConfigError("federation needs it", key="federation.zk_handshake", hint="set it to true")
+    if federation.enabled:
+        raise ConfigError("federation is not built yet", key="federation.enabled", hint="set it to false")
+    if security.attestation:
+        raise ConfigError("attestation is not built yet", key="security.attestation", hint="set it to false")
+    if dos.pow_difficulty > dos.pow_upper_bound:
+        raise ConfigError(
+            f"{dos.pow_difficulty} is over dos.pow_upper_bound ({dos.pow_upper_bound})",
+            key="dos.pow_difficulty",
+            hint="lower it, or raise the bound",
+        )
+
+
+def check_scale(oniond: OniondSection) -> None:
+    """Raises `ConfigError` when there is no number of backends that fits."""
+    if oniond.scale_min > oniond.scale_max:
+        raise ConfigError(
+            f"{oniond.scale_min} is over oniond.scale_max ({oniond.scale_max})",
+            key="oniond.scale_min",
+            hint="lower it, or raise oniond.scale_max",
+        )
+
+
+def check_tls(tls: TlsConfig | None, key: str) -> None:
+    """A certificate and its key, both or the table left out. Raises `ConfigError`."""
+    if tls is None:
+        return
+    for name, path in (("certificate", tls.certificate), ("key", tls.key)):
+        if not path:
+            raise ConfigError("TLS needs a certificate and its key", key=f"{key}.{name}", hint="name its PEM file")
+
+
+def check_expose(expose: tuple[Expose, ...], key: str) -> None:
+    """Every onion port once, and something to answer it. Raises `ConfigError`."""
+    ports = [e.onion_port for e in expose]
+    for index, port in enumerate(ports):
+        if port in ports[:index]:
+            raise ConfigError(f"{port} is exposed twice", key=f"{key}[{index}].onion_port", hint="remove one of them")
+        if loopback(expose[index].local, f"{key}[{index}].local").port == 0:
+            raise ConfigError("nothing listens on port 0", key=f"{key}[{index}].local", hint="name the service's port")
