@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 CONFIG ?= etc/micronode.toml
 export RON_HOME ?= $(CURDIR)/var
 
-.PHONY: help run test lint format bench docs clean
+.PHONY: help run test lint format bench fuzz docs clean
 
 help:
 	@echo "make run     a Micronode on its own private Tor network (Ctrl-C stops it)"
 	@echo "make test    every test, with real tor and real Chromium"
 	@echo "make lint    ruff, mypy, import contracts, docs"
 	@echo "make bench   the benchmarks; results in bench/results/"
+	@echo "make fuzz    the fuzz targets, ten minutes each"
 	@echo "make format  rewrite the code in the house style"
 	@echo "make clean   remove the venv and what tests left (not var/)"
 
@@ -41,6 +42,10 @@ format:
 bench:
 	@scripts/setup bench
 	$(BIN)/python -m bench
+
+fuzz:
+	@scripts/setup test
+	scripts/fuzz --seconds 600
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -10,7 +10,7 @@ import importlib
 import sys
 import time
 
-NAMES = ("tiles", "mailbox", "onion", "startup", "memory")
+NAMES = ("tiles", "mailbox", "bus", "capability", "pow", "tls", "onion", "startup", "memory")
 
 
 def main() -> int:

@@ -14,11 +14,17 @@ from ron.proto.exitcodes import exit_code
 
 # command → where it lives; imported only when asked for, so that `ronctl e2e` need not load Twisted
 _COMMANDS = {
+    "ca": ("ron.ctl.ca", "ca", "The node CA: init, issue, renew, show."),
+    "cap": ("ron.ctl.cap", "cap", "Capabilities: mint, attenuate, inspect, revoke, rotate, list."),
+    "config": ("ron.ctl.config", "config", "Show, check and compare configs; their JSON Schema."),
     "e2e": ("ron.ctl.e2e", "e2e", "Seal, open and make keys for end-to-end messages."),
     "hello": ("ron.ctl.hello", "hello", "Fetch a tile and ping end to end, through the onion."),
     "mailbox": ("ron.ctl.mailbox", "mailbox", "Send and receive messages."),
     "pack": ("ron.ctl.pack", "pack", "Build and inspect tile packs."),
+    "profile": ("ron.ctl.profile", "profile", "Where the node spends CPU time and memory; a flame graph."),
+    "service": ("ron.ctl.service", "service", "The node's services: list, release."),
     "status": ("ron.ctl.status", "status", "Show the node: tor, onions, queues, packs."),
+    "tail": ("ron.ctl.tail", "tail", "What happens on the node's bus, as it happens."),
     "tornet": ("ron.ctl.tornet", "tornet", "A private Tor network of its own: up, status, down."),
     "validate": ("ron.ctl.validate", "validate", "Check a config file."),
 }

@@ -1,9 +1,13 @@
-"""The ground every service stands on: config snapshots, health, metrics, logs, bounded threads, restart policy.
+"""The ground every service stands on: bus, supervision, config snapshots, health, metrics, limits, an orderly end.
 
-First slice. The bus and the supervisor join later; nothing above may grow its own version of what lives here.
+These six names are frozen (blueprint §2.1): tests/kernel/test_api.py holds them. docs/kernel.rst explains the rooms.
 """
 
+from ron.kernel.bus import Bus
+from ron.kernel.config import Config
+from ron.kernel.events import KernelEvent
 from ron.kernel.health import HealthState
 from ron.kernel.metrics import Metrics
+from ron.kernel.signals import wait_for_ctrl_c
 
-__all__ = ["HealthState", "Metrics"]
+__all__ = ["Bus", "Config", "HealthState", "KernelEvent", "Metrics", "wait_for_ctrl_c"]

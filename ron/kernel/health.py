@@ -34,6 +34,7 @@ class HealthState:
         self._missing: dict[str, str] = {}
         self._degraded: dict[str, str] = {}
         self._known: set[str] = set()
+        self._absorbed: dict[str, frozenset[str]] = {}
         self._observers: list[Callable[[Readiness], None]] = []
 
     def ok(self, key: str) -> None:
@@ -53,6 +54,24 @@ class HealthState:
         self._missing.pop(key, None)
         self._degraded[key] = reason
         self._report(key)
+
+    def forget(self, key: str) -> None:
+        """`key` is nobody's any more."""
+        self._missing.pop(key, None)
+        self._degraded.pop(key, None)
+        self._known.discard(key)
+        self._tell()
+
+    def absorb(self, source: str, theirs: Readiness) -> None:
+        """What another process reports, in place of what it reported before; an empty one forgets it."""
+        for key in self._absorbed.pop(source, frozenset()):
+            self._missing.pop(key, None)
+            self._degraded.pop(key, None)
+        for keys, ours in ((theirs.missing, self._missing), (theirs.degraded, self._degraded)):
+            ours.update({key: theirs.reasons.get(key, "") for key in keys})
+        self._absorbed[source] = frozenset((*theirs.missing, *theirs.degraded))
+        self._known.update(self._absorbed[source])
+        self._tell()
 
     def is_ok(self, key: str) -> bool:
         """True when `key` was reported and is not missing."""
@@ -75,6 +94,9 @@ class HealthState:
 
     def _report(self, key: str) -> None:
         self._known.add(key)
+        self._tell()
+
+    def _tell(self) -> None:
         snapshot = self.snapshot()
         for observer in self._observers:
             observer(snapshot)

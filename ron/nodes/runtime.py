@@ -1,103 +1,274 @@
-"""What every daemon of ours has: home, log observer, health, metrics, capabilities, an orderly start and stop.
+"""What every process of ours has: home, config, bus, health, metrics, capabilities, limits, traces, log; nothing twice.
 
-In: a config and an async `main`. Out: a Twisted service for twistd; start-up complaints as one line and an exit code.
+In: a config holder and the process's name. Out: the shared things that parts are made with, and sites to listen with.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import ILogObserver, Logger
-from twisted.python.components import Componentized
-from twisted.python.usage import Options
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
 
-from ron.auth import Authority, Caveat, RootKeys, Wanted
-from ron.ctl.console import StageConsole
-from ron.kernel import HealthState, Metrics
-from ron.kernel.config import load
+from ron.auth import AUDIENCE, Authority, Caveat, Wanted, inspect
+from ron.auth.files import AuthFiles
+from ron.auth.pow import PowGate, PowSettings
+from ron.auth.replay import ReplayGuard
+from ron.kernel import Bus, Config, HealthState, KernelEvent, Metrics
+from ron.kernel.anomaly import AnomalyWatch
+from ron.kernel.bus import Message, Subscription
+from ron.kernel.config import ConfigError
 from ron.kernel.files import DirectoryLock, private_dir, read_private, write_private
 from ron.kernel.logs import JsonLogObserver, open_log_file
-from ron.proto.addresses import HostPort
-from ron.proto.errors import RonError, unavailable
-from ron.proto.exitcodes import Exit, exit_code
-from ron.services.configs import LogSection, home_directory
-from ron.tor.privnet import Stage
+from ron.kernel.profiling import Profiler
+from ron.kernel.slo import Degradation
+from ron.kernel.threads import BoundedPool
+from ron.kernel.tls import ServerTls
+from ron.kernel.tls_listen import wrap_tls
+from ron.kernel.tls_watch import CertificateWatch
+from ron.kernel.tracing import Tracing
+from ron.nodes.listeners import Listening
+from ron.proto.errors import RonError
+from ron.services.configs import home_directory, not_built
+from ron.services.sections import DosConfig, LogSection, TlsConfig
+from ron.web import Edge, Endpoint, make_site
+from ron.web.admin import AdminApi
+from ron.web.caps import cap_endpoints
+from ron.web.health import NodeView, health_endpoints
+from ron.web.profiling import profiling_endpoints
+from ron.web.site import BODY_LIMIT_BYTES, RonSite
 
-T = TypeVar("T")
-AUDIENCE = "ron-node"
+if TYPE_CHECKING:
+    from ron.ctl.console import StageConsole
+
 ADMIN_CAP = "admin.cap"
+# Root keys and revocations written by another process are in force here after this long at most.
+AUTH_REFRESH_S = 1.0
+# Queues are looked at, for spikes, this often.
+WATCH_S = 1.0
+REPLAY_WINDOW_S = 24 * 3600
+REPLAY_CAPACITY = 65_536
 _log = Logger(namespace="ron.node")
 
 
-class ConfigOptions(Options):
-    """`--config FILE`, for every daemon that has one."""
-
-    optParameters = [["config", "c", None, "The config file (TOML or YAML)."]]  # noqa: RUF012 - Twisted's own form
-
-
-def complain(program: str, error: RonError) -> NoReturn:
-    """One clear line on stderr and the exit code that stands for it."""
-    sys.__stderr__.write(f"{program}: {error.one_line()}\n")  # type: ignore[union-attr]
-    raise SystemExit(int(exit_code(error)))
-
-
-def load_config(path: str | None, schema: type[T], check: Callable[[T], None]) -> T:
-    """The config at `path`, checked; all defaults when there is no path. Raises `ConfigError`."""
-    config = load(Path(path), schema) if path is not None else schema()
-    check(config)
-    return config
-
-
-def ensure_free(address: HostPort, key: str) -> None:
-    """Raise `RonError` naming `key` when something listens at `address` already."""
-    if address.port == 0:
-        return
-    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(tuple(address))
-        except OSError as error:
-            raise unavailable(
-                f"{key}: cannot listen on {address}: {error.strerror}",
-                hint=f"stop what holds it (ss -ltnp 'sport = :{address.port}'), or change {key}",
-            ) from None
-
-
 class Runtime:
-    """The shared things of one process, made before the reactor runs."""
+    """The shared things of one process, made before the reactor runs.
 
-    def __init__(self, reactor: Any, *, name: str, log: LogSection, amnesia: bool) -> None:
+    name: of the process, as the log and the bus know it. owner: this process owns the home; its children do not.
+    """
+
+    def __init__(self, reactor: Any, *, name: str, config: Config[Any], owner: bool = True) -> None:
         self.reactor = reactor
         self.name = name
-        self.amnesia = amnesia
+        self.config = config
+        sections = config.current
+        self.amnesia: bool = sections.onion.amnesia
         self.home = private_dir(home_directory())
-        self.lock = DirectoryLock(self.home)
+        self.lock = DirectoryLock(self.home) if owner else None
         self.health = HealthState()
         self.metrics = Metrics()
-        keys = RootKeys.generate() if amnesia else RootKeys.open(self.home / "auth" / "root.json")
-        self.authority = Authority(keys, audience=AUDIENCE, now=time.time)
-        self.console = StageConsole(sys.__stdout__)  # type: ignore[arg-type]
-        self.observer = JsonLogObserver(self._sink(log), service=name, level=log.level)
+        self.metrics.follow_health(self.health)
+        self.metrics.follow_disk(self.home)
+        self.bus = Bus(reactor, self.metrics, origin=name)
+        self.auth = AuthFiles(None if self.amnesia else self.home / "auth", time.time, health=self.health)
+        self.authority: Authority = self.auth.authority(AUDIENCE)
+        self.authority.counts.register(self.metrics.registry)
+        self.observer = JsonLogObserver(self._sink(sections.log), service=name, level=sections.log.level)
+        self.tracing = Tracing(
+            name,
+            sections.observability.otel_endpoint,
+            sampling=sections.observability.sampling,
+            incident_sampling=sections.observability.incident_sampling,
+            amnesia=self.amnesia,
+            metrics=self.metrics,
+        )
+        self.bus.trace_with(self.tracing)
+        self.slo = Degradation(sections.slo, reactor, health=self.health, metrics=self.metrics)
+        self.slo.observe(lambda slo: self.tracing.incident(slo.sampling_raised))
+        self.edge = Edge(
+            authority=self.authority,
+            metrics=self.metrics,
+            reactor=reactor,
+            limits=sections.limits,
+            slo=self.slo,
+            tracer=self.tracing if self.tracing.enabled else None,
+            pow=self._gate(sections.dos),
+        )
+        self.anomalies = AnomalyWatch(self.metrics, reactor.seconds)
+        self.profiler = Profiler(reactor, amnesia=self.amnesia)
+        self.cut_off = 0
+        self._files_pool = BoundedPool(reactor, name="auth", threads=1)
+        self._services = MultiService()
+        self._certificates: CertificateWatch | None = None
+        self._exits: list[Callable[[], object]] = []
+        self._console: StageConsole | None = None
+        self._progress: Subscription | None = None
+        self._loops = [self._loop(self._refresh_auth, AUTH_REFRESH_S), self._loop(self._watch_queues, WATCH_S)]
+        config.on_change(self._announce)
+        config.on_refused(self._config_refused)
+        config.observe(self._apply)
+        for key, sentence in not_built(config.current):
+            _log.warn("{key}: {sentence}", event="config_not_built", key=key, sentence=sentence)
+            self.health.degraded(f"config.{key}", sentence)
+        if self.tracing.problem:
+            self.health.degraded("tracing", self.tracing.problem)
+
+    # Life
+
+    def start(self) -> None:
+        """Begin what goes on in the background: keys, revocations, certificates, the config file, queues, the SLO."""
+        self._files_pool.start()
+        self._services.startService()
+        self.slo.start()
+        self.bus.observe(self._count_restarts, name="anomalies")
+        for loop, interval_s in self._loops:
+            loop.start(interval_s, now=False)
+        self.config.watch(self.reactor)
+
+    def stop(self) -> None:
+        """The last thing a process does."""
+        for loop, _interval_s in self._loops:
+            if loop.running:
+                loop.stop()
+        self.config.stop_watching()
+        self.slo.stop()
+        self._services.stopService()
+        self._files_pool.stop()
+        self.tracing.shutdown()
+        for leave in reversed(self._exits):
+            leave()
+        if self.lock is not None:
+            self.lock.release()
+
+    def at_exit(self, leave: Callable[[], object]) -> None:
+        """Call `leave` when the process stops; the last first."""
+        self._exits.append(leave)
+
+    # Listening
+
+    def site(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        body_limit: int = BODY_LIMIT_BYTES,
+        health: bool = True,
+        view: NodeView | None = None,
+    ) -> RonSite:
+        """A site of this process, with the health endpoints unless it is an inner one. view: whose health, not ours."""
+        more = health_endpoints(view or self, name=self.name) if health else []
+        return make_site(self.edge, [*endpoints, *more], body_limit=body_limit)
+
+    def admin_endpoints(self) -> list[Endpoint]:
+        """What operators ask of a node."""
+        replay = ReplayGuard(REPLAY_WINDOW_S, REPLAY_CAPACITY, time.time)
+        pool = None if self.amnesia else self._files_pool
+        allowed = self.config.current.profiling.allowed(amnesia=self.amnesia)
+        return [
+            *AdminApi(self.bus, self.reactor, time.time).endpoints(),
+            *cap_endpoints(self.authority, self.auth, replay, pool=pool),
+            *profiling_endpoints(self.profiler, allowed),
+        ]
+
+    def listen(self, where: int | Path, site: RonSite, name: str, tls: TlsConfig | None = None) -> Listening:
+        """Answer on a descriptor that listens already, or on a Unix socket; with `tls`, behind TLS 1.3.
+
+        Raises `TlsError` when its files cannot be used.
+        """
+        factory: IProtocolFactory = site
+        if tls is not None:
+            factory = self._behind_tls(site, name, tls)
+        return Listening(self.reactor, where, site, factory)
+
+    @property
+    def drain_s(self) -> float:
+        """What connections have for finishing at the end."""
+        return float(self.config.current.shutdown.drain_s)
+
+    def count_cut_off(self, count: int) -> None:
+        """So many connections did not finish in time."""
+        if count:
+            self.cut_off += count
+            self.metrics.aborted.labels("connection").inc(count)
+            _log.warn("{count} connections were cut off", event="drain_cut_off", count=count)
+
+    # What the health endpoints show
+
+    def readiness(self) -> Any:
+        """Ours."""
+        return self.health.snapshot()
+
+    def exposition(self) -> bytes:
+        """Ours."""
+        self.edge.traffic.flush()
+        return self.metrics.render()
+
+    # For whoever started us
+
+    def write_admin_capability(self) -> Path:
+        """`admin.cap` (0600): kept while it still verifies, otherwise minted anew."""
+        path = self.home / ADMIN_CAP
+        if not (path.exists() and self._still_good(path)):
+            issued = self.auth.issue(self.authority, [Caveat("scope", "*")], label="admin")
+            write_private(path, (issued.token + "\n").encode())
+        return path
+
+    def show_progress(self) -> None:
+        """Progress that any process publishes goes to this one's terminal, until the first `say`."""
+        from ron.ctl.console import StageConsole  # rich is a tenth of a second, and children have no terminal
+
+        console = self._console = StageConsole(sys.__stdout__)  # type: ignore[arg-type]
+
+        def show(message: Message) -> None:
+            stage = message.body
+            console.show(stage["name"], stage["done"], stage["total"], stage["detail"])
+
+        self._progress = self.bus.observe(show, "progress", name="console")
+
+    def say(self, text: str) -> None:
+        """Text for whoever started us, after the progress."""
+        if self._progress is not None:
+            self._progress.close()
+        if self._console is not None:
+            self._console.close()
+        sys.__stdout__.write(text + "\n")  # type: ignore[union-attr]
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+
+    # Inside
 
     def _sink(self, log: LogSection) -> Any:
         if log.to == "file":
             return open_log_file(self.home / "log" / f"{self.name}.jsonl")
         return sys.__stderr__ if log.to == "stderr" else None
 
-    def write_admin_capability(self) -> Path:
-        """`admin.cap` (0600): kept while it still verifies, otherwise minted anew."""
-        path = self.home / ADMIN_CAP
-        if not (path.exists() and self._still_good(path)):
-            write_private(path, (self.authority.mint([Caveat("scope", "*")]) + "\n").encode())
-        return path
+    def _gate(self, dos: DosConfig) -> PowGate | None:
+        if not dos.proof_of_work:
+            return None
+        settings = PowSettings(
+            auto_tune=dos.pow_auto_tune,
+            target_ms=dos.pow_target_ms,
+            upper_bound=dos.pow_upper_bound,
+            difficulty=dos.pow_difficulty,
+        )
+        return PowGate(os.urandom(32), settings, time.time, self.metrics)
+
+    def _behind_tls(self, site: RonSite, name: str, tls: TlsConfig) -> IProtocolFactory:
+        client_ca = self.home / tls.client_ca if tls.client_ca else None
+        context = ServerTls(self.home / tls.certificate, self.home / tls.key, client_ca)
+        if self._certificates is None:
+            self._certificates = CertificateWatch(self.reactor, health=self.health, metrics=self.metrics)
+            self._certificates.setServiceParent(self._services)
+        self._certificates.add(name, context)
+        handshake_s = self.edge.limits.handshake_timeout_ms / 1000
+        return wrap_tls(self.reactor, site, context, metrics=self.metrics, handshake_s=handshake_s)
 
     def _still_good(self, path: Path) -> bool:
         try:
@@ -106,70 +277,46 @@ class Runtime:
             return False
         return True
 
-    def show(self, stage: Stage) -> None:
-        """Progress for whoever started us."""
-        self.console.show(stage.name, stage.done, stage.total, stage.detail)
+    def _loop(self, work: Callable[[], Any], interval_s: float) -> tuple[LoopingCall, float]:
+        loop = LoopingCall(work)
+        loop.clock = self.reactor
+        return loop, interval_s
 
-    def say(self, text: str) -> None:
-        """Text for whoever started us, after the progress."""
-        self.console.close()
-        sys.__stdout__.write(text + "\n")  # type: ignore[union-attr]
-        sys.__stdout__.flush()  # type: ignore[union-attr]
+    def _refresh_auth(self) -> Deferred[None]:
+        """Files are read in a thread, since a writer may hold the lock; health hears of it here."""
+        return deferToThread(self.auth.poll).addCallback(self._auth_refreshed)
 
+    def _auth_refreshed(self, keys_changed: bool) -> None:
+        self.auth.report()
+        if keys_changed and self.lock is not None:
+            # the admin capability must not die with the grace of the key it stands on
+            token = read_private(self.home / ADMIN_CAP).decode("ascii", "replace").strip()
+            if inspect(token).kid != self.auth.keys.current.kid:
+                (self.home / ADMIN_CAP).unlink()
+                self.write_admin_capability()
 
-class Daemon(Service):
-    """Runs `begin` once started and `end` at shutdown; a failed `begin` ends the process with an exit code."""
+    def _watch_queues(self) -> None:
+        depths: Mapping[str, int] = self.bus.depths
+        for service, depth in depths.items():
+            self.anomalies.observe("queue", service, depth)
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self._begun: Deferred[None] | None = None
+    def _count_restarts(self, message: Message) -> None:
+        if isinstance(message.body, KernelEvent.ServiceCrashed):
+            self.anomalies.observe("restart", message.body.service)
 
-    async def begin(self) -> None:
-        """Bring everything up; returns when ready. A `RonError` ends the process."""
-        raise NotImplementedError
+    def _announce(self, version: int) -> None:
+        self.metrics.config_version.set(version)
+        self.metrics.config_reloads.labels("applied").inc()
+        self.health.ok("config")
+        self.bus.publish(KernelEvent.ConfigUpdated(version))
 
-    async def end(self) -> None:
-        """Stop accepting, drain, take everything down."""
-        raise NotImplementedError
+    def _config_refused(self, error: ConfigError) -> None:
+        """The old config goes on; an operator who looks at readiness sees why nothing changed."""
+        self.metrics.config_reloads.labels("refused").inc()
+        self.health.degraded("config", f"the file was not taken: {error.one_line()}")
 
-    def setServiceParent(self, parent: Any) -> None:
-        """Give twistd our log observer, so that it does not print its own log over the progress."""
-        if isinstance(parent, Componentized):
-            parent.setComponent(ILogObserver, self.runtime.observer)
-        super().setServiceParent(IService(parent, parent))
-
-    def startService(self) -> None:
-        """Begin."""
-        super().startService()
-        self._begun = Deferred.fromCoroutine(self.begin())
-        self._begun.addErrback(self._could_not_begin)
-
-    def stopService(self) -> Deferred[None]:
-        """End; fires when nothing of ours is left."""
-        super().stopService()
-        if self._begun is not None:
-            self._begun.cancel()
-        return Deferred.fromCoroutine(self._end())
-
-    async def _end(self) -> None:
-        try:
-            await self.end()
-        except Exception:  # noqa: BLE001 - the rest of the shutdown must still happen
-            _log.failure("shutdown was not clean", event="shutdown_failed")
-        self.runtime.lock.release()
-
-    def _could_not_begin(self, failure: Any) -> None:
-        if failure.check(CancelledError):
-            return
-        error = failure.value
-        if not isinstance(error, RonError):
-            _log.failure("{name} could not start", failure, event="start_failed", name=self.runtime.name)
-            error = unavailable(f"could not start: {failure.getErrorMessage()}", hint="the log has the whole story")
-        self.runtime.say(f"{self.runtime.name}: {error.one_line()}")
-        self._exit_with(exit_code(error))
-
-    def _exit_with(self, code: Exit) -> None:
-        """twistd has no way to hand out an exit code, so the last act after its whole shutdown is ours."""
-        reactor = self.runtime.reactor
-        reactor.addSystemEventTrigger("after", "shutdown", lambda: os._exit(int(code)))
-        reactor.stop()
+    def _apply(self, _old: Any, new: Any) -> None:
+        """What takes effect without a restart."""
+        self.edge.apply(new.limits)
+        self.slo.apply(new.slo)
+        self.observer.set_level(new.log.level)

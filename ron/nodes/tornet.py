@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.usage import Options as TwistedOptions
 
 from ron.kernel import HealthState, Metrics
-from ron.nodes.runtime import complain
+from ron.nodes.daemon import complain
 from ron.proto.errors import RonError
 from ron.tor.binary import find_tor
 from ron.tor.privnet import PrivateNetwork

@@ -19,6 +19,7 @@ class Exit(enum.IntEnum):
     TIMEOUT = 6
     NOT_FOUND = 7
     UNAVAILABLE = 8
+    CUT_OFF = 9
 
 
 _BY_CODE = {

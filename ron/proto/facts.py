@@ -76,3 +76,5 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     onions: Any
     queues: Any
     packs: Any
+    services: Any = ()
+    config_version: int = 1

@@ -1,10 +1,13 @@
 """A call to a service: one deadline over all tries, full-jitter back-off, the error envelope as an exception.
 
+A service that does not answer is left alone for a while (`ron.kernel.breaker`): calls to it fail at once.
+
 In: method, path, body struct, answer type. Out: the decoded answer, or `RonError` with the service's own code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -18,10 +21,13 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
+from ron.auth.pow import CHALLENGE_HEADER, SOLUTION_HEADER
 from ron.kernel.aio import cancellable, within
 from ron.kernel.backoff import Backoff
+from ron.kernel.breaker import CircuitBreaker, CircuitOpen, Circuits
 from ron.proto.errors import ErrorCode, RonError, from_envelope
 from ron.proto.exitcodes import Unreachable
+from ron.sdk.pow import PowProgress, paying
 
 T = TypeVar("T")
 TRIES = 5
@@ -41,6 +47,8 @@ class Api:
     """Calls to the service at `base_url` with one capability (None for public calls).
 
     Calls are repeated on connection failures and on answers that say they are retryable; callers make them idempotent.
+    circuits: the process's breakers, so that all clients of a service learn from one another; its own when not given.
+    on_pow: told of the progress when a service asks for proof of work, which is then done without further ado.
     """
 
     def __init__(
@@ -52,8 +60,12 @@ class Api:
         *,
         deadline_s: float = DEADLINE_S,
         tries: int = TRIES,
+        circuits: Circuits | None = None,
+        on_pow: Callable[[PowProgress], None] = lambda _progress: None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self._circuits = circuits or Circuits(reactor.seconds)
+        self._on_pow = on_pow
         self._reactor = reactor
         self._http = http
         self._capability = capability
@@ -69,27 +81,63 @@ class Api:
             raise RonError(ErrorCode.INTERNAL, f"{path} answered with something else than {answer.__name__}") from None
 
     async def fetch(self, method: str, path: str, body: bytes | None = None) -> Answer:
-        """The answer as it is. Raises `RonError`: the service's, `Unreachable`, or `Timeout` at the deadline."""
+        """The answer as it is. Raises `RonError`: the service's, `Unreachable`, or `Timeout` at the deadline.
+
+        While the circuit is open it raises `CircuitOpen` at once; a call under way waits for its next try instead.
+        """
+        until_s = self._reactor.seconds() + self._deadline_s
         try:
-            return await within(self._reactor, self._deadline_s, self._tries_of(method, path, body))
+            return await within(self._reactor, self._deadline_s, self._tries_of(method, path, body, until_s))
         except DeadlineError:
             raise RonError(ErrorCode.TIMEOUT, f"{self.base_url}{path}: no answer in {self._deadline_s:.0f} s") from None
 
-    async def _tries_of(self, method: str, path: str, body: bytes | None) -> Answer:
+    async def _tries_of(self, method: str, path: str, body: bytes | None, until_s: float) -> Answer:
         backoff = Backoff(base_s=0.1, ceiling_s=5.0)
-        for tries_left in reversed(range(self._tries)):
+        for tried in range(self._tries):
+            delay_s = backoff.next_delay_s()
             try:
-                return await self._once(method, path, body)
-            except RonError as error:
-                if not tries_left or not error.retryable:
+                return await self._through_circuit(method, path, body, until_s)
+            except CircuitOpen as error:
+                if not tried or tried == self._tries - 1:
                     raise
-            await deferLater(self._reactor, backoff.next_delay_s())
+                delay_s = max(delay_s, error.retry_in_s)
+            except RonError as error:
+                if tried == self._tries - 1 or not error.retryable:
+                    raise
+            await deferLater(self._reactor, delay_s)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    async def _once(self, method: str, path: str, body: bytes | None) -> Answer:
+    async def _through_circuit(self, method: str, path: str, body: bytes | None, until_s: float) -> Answer:
+        """One try, whose outcome the circuit learns. Any answer is a sign of life: who sheds load is not dead."""
+        circuit: CircuitBreaker = self._circuits.of(self.base_url)
+        ticket = circuit.admit()
+        try:
+            answer = await paying(
+                self._reactor,
+                lambda solution: self._once(method, path, body, solution),
+                deadline_s=max(1.0, until_s - self._reactor.seconds()),
+                on_progress=self._on_pow,
+            )
+        except Unreachable:
+            circuit.failed(ticket)
+            raise
+        except RonError:
+            circuit.succeeded(ticket)
+            raise
+        except BaseException:
+            # cancelled: by the deadline, because nothing was heard, or by a caller who does not wait any more
+            late = self._reactor.seconds() >= until_s
+            (circuit.failed if late else circuit.abandoned)(ticket)
+            raise
+        circuit.succeeded(ticket)
+        return answer
+
+    async def _once(self, method: str, path: str, body: bytes | None, solution: str | None) -> Answer:
         headers = Headers({"Authorization": [f"Bearer {self._capability}"]} if self._capability else {})
         if body is not None:
             headers.addRawHeader("Content-Type", "application/json")
+        if solution is not None:
+            headers.addRawHeader(SOLUTION_HEADER, solution)
         try:
             response = await cancellable(
                 self._http.request(
@@ -106,10 +154,13 @@ class Api:
             raise Unreachable(
                 f"{self.base_url} does not answer ({type(error).__name__})", hint="is the node running and ready?"
             ) from error
-        if response.code >= 400:
-            raise from_envelope(received, response.code)
         fields = response.headers.getAllRawHeaders()
         flat = {name.decode("latin-1").lower(): values[-1].decode("latin-1") for name, values in fields}
+        if response.code >= 400:
+            refusal = from_envelope(received, response.code)
+            # nothing else of the other side's headers: an error may be raised on into an answer of our own
+            refusal.headers.update({name: flat[name] for name in (CHALLENGE_HEADER.lower(),) if name in flat})
+            raise refusal
         return Answer(response.code, flat, received)
 
 

@@ -20,8 +20,9 @@ from txtorcon.torcontrolprotocol import TorDisconnectError
 
 from ron.kernel.aio import cancellable, within
 from ron.kernel.backoff import Backoff
+from ron.kernel.processes import spawn, stop
 from ron.tor.control import Bootstrap, bootstrap, connect_control
-from ron.tor.process import TorProcess, spawn, stop
+from ron.tor.process import TorProcess
 
 POLL_S = 0.1
 # A tor that has been up for this long starts again from the shortest delay.
@@ -91,7 +92,7 @@ class WatchedTor:
         while not self._asked_to_stop():
             started = self._reactor.seconds()
             self.progress = Bootstrap(0, "starting", "starting")
-            process = self._process = spawn(self._reactor, self._command, self._heard)
+            process = self._process = spawn(self._reactor, TorProcess(self._heard), self._command)
             attending = Deferred.fromCoroutine(self._attend(process))
             attending.addErrback(self._attend_failed, process)
             self.last_words = await process.ended

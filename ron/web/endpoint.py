@@ -1,12 +1,11 @@
 """One route: who may call it, what it takes, what it answers; and the pipeline every call goes through.
 
 In: a parsed request. Out: the handler's answer encoded, or the error envelope.
-Order: correlation id → capability → DTO → handler (with a deadline) → encoding → metrics.
+Order: correlation id → room for it → capability → gate → DTO → handler (with a deadline) → encoding → metrics.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -16,14 +15,16 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeadlineError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import datetimeToString
 
 from ron.auth import Capability, Wanted
+from ron.kernel.inflate import inflate
+from ron.kernel.limits import Refused
+from ron.kernel.tracing import Span
 from ron.proto.assets import Asset
-from ron.proto.clock import now_rfc3339
-from ron.proto.errors import ErrorCode, RonError, bad_request, envelope
+from ron.proto.errors import ErrorCode, RonError, bad_request
 from ron.proto.ids import is_uuid, uuid7
 from ron.web.content import Answer, Raw, answer_asset
+from ron.web.head import error_answer
 
 if TYPE_CHECKING:
     from ron.web.request import RonRequest
@@ -32,13 +33,7 @@ if TYPE_CHECKING:
 DEADLINE_S = 30.0
 # Counted, never sent: the client hung up before its answer (the number is nginx's).
 CLIENT_GONE = 499
-_SECURITY_HEADERS = (
-    (b"X-Content-Type-Options", b"nosniff"),
-    (b"Referrer-Policy", b"no-referrer"),
-    (b"Cross-Origin-Resource-Policy", b"same-origin"),
-)
 _log = Logger(namespace="ron.web")
-_rng = random.SystemRandom()
 
 
 @dataclass(slots=True)
@@ -74,6 +69,9 @@ class Endpoint:
     scope: what a capability must cover; None makes the endpoint public. enforces: resource caveats the handler checks.
     body: the DTO, a `msgspec.Struct` with `forbid_unknown_fields`. hot: skip Klein's routing, for measured hot routes.
     deadline_s: the handler is cancelled after that and the caller told `Timeout`.
+    writes: it changes what is stored; refused first when the promise burns, and while a store is down.
+    gate: it may ask for proof of work. waits: a long poll or as long as its caller wishes; it takes no place among what
+    is worked on at a time, and its time says nothing about the promise. vital: answered under any load (health).
     """
 
     method: str
@@ -84,6 +82,22 @@ class Endpoint:
     enforces: frozenset[str] = frozenset()
     hot: bool = False
     deadline_s: float = DEADLINE_S
+    writes: bool = False
+    gate: bool = False
+    waits: bool = False
+    vital: bool = False
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One call on its way through the pipeline. moved_bytes: of the request's body, as it came."""
+
+    request: RonRequest
+    corr_id: str
+    started_s: float
+    span: Span | None = None
+    capability: Capability | None = None
+    moved_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -95,6 +109,7 @@ class BoundEndpoint:
     _decode: Callable[[bytes], Any] = field(init=False)
     _latency: Any = field(init=False)
     _inflight: Any = field(init=False)
+    _takes_place: bool = field(init=False)
     _statuses: dict[int, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,36 +117,66 @@ class BoundEndpoint:
         self._decode = msgspec.json.Decoder(spec.body, strict=True).decode if spec.body else _no_body
         self._latency = metrics.request_latency.labels(spec.path, spec.method)
         self._inflight = metrics.inflight.labels(spec.path)
+        self._takes_place = not (spec.waits or spec.vital)
 
     def answer(self, request: RonRequest, params: dict[str, str]) -> None:
         """Run the pipeline and finish `request`. Never raises."""
-        started = self.edge.monotonic()
-        self._inflight.inc()
-        corr_id = correlation_id(request)
+        edge = self.edge
+        turn = _Turn(request, correlation_id(request), edge.monotonic())
         try:
-            outcome = self._start(request, params, corr_id)
-            answer = None if isinstance(outcome, Awaitable) else _encode(outcome, request)
-        except Exception:  # noqa: BLE001 - whatever went wrong becomes an envelope and a log line
-            self._fail(Failure(), request, corr_id, started)
+            self._make_room()
+        except Refused as error:
+            self._turn_away(error, turn)
             return
-        if answer is None:
-            self._wait(outcome, request, corr_id, started)
+        self._inflight.inc()
+        try:
+            turn.span = edge.trace(self.spec, request, turn.corr_id)
+            outcome = self._start(turn, params)
+            answer = None if isinstance(outcome, Awaitable) else _encode(outcome, request)
+        except RonError as error:
+            self._refuse(error, turn)
+        except Exception:  # noqa: BLE001 - whatever went wrong becomes an envelope and a log line
+            self._fail(Failure(), turn)
         else:
-            self._finish(answer, request, corr_id, started)
+            if answer is None:
+                self._wait(outcome, turn)
+            else:
+                self._finish(answer, turn)
 
-    def _start(self, request: RonRequest, params: dict[str, str], corr_id: str) -> Any:
-        spec = self.spec
+    def _make_room(self) -> None:
+        """Raise `Refused` when there is no room for this kind of call; nothing is taken then."""
+        slo = self.edge.slo
+        if self.spec.writes and slo is not None:
+            slo.admit_write()
+        if self._takes_place:
+            self.edge.concurrency.enter()
+
+    def _turn_away(self, error: Refused, turn: _Turn) -> None:
+        """Refused before any work: no latency, no share in the promise."""
+        self.edge.count_refusal(error)
+        self._count(error.status)
+        send(error_answer(error, turn.corr_id), turn.request, turn.corr_id)
+
+    def _start(self, turn: _Turn, params: dict[str, str]) -> Any:
+        spec, edge, request = self.spec, self.edge, turn.request
         path = request.path.decode("ascii", "replace")
-        call = Call(corr_id, spec.method, path, request.getClientAddress().host or "")
+        call = Call(turn.corr_id, spec.method, path, getattr(request.client, "host", None) or "")
         if spec.scope is not None:
             wanted = Wanted(spec.scope, spec.method, path, spec.enforces)
-            call.capability = self.edge.authority.admit(_bearer(request), wanted)
+            call.capability = turn.capability = edge.authority.admit(_bearer(request), wanted)
+        if spec.gate:
+            edge.gate(call, request, spec)
         body = request.body()
+        turn.moved_bytes = len(body)
         if spec.body is None and not body:
             return spec.handler(call, **params)
-        return spec.handler(call, self._dto(body), **params)
+        return spec.handler(call, self._dto(body, request), **params)
 
-    def _dto(self, body: bytes) -> Any:
+    def _dto(self, body: bytes, request: RonRequest) -> Any:
+        encoding = request.content_encoding()
+        if encoding and self.spec.body is not None:
+            ratio = self.edge.limits.decompress_ratio
+            body = inflate(body, encoding, limit=request.site.body_limit, ratio=ratio)
         try:
             return self._decode(body)
         except msgspec.ValidationError as error:
@@ -139,31 +184,44 @@ class BoundEndpoint:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise bad_request("the body is not JSON", "send one JSON object") from None
 
-    def _wait(self, outcome: Awaitable[Any], request: RonRequest, corr_id: str, started: float) -> None:
+    def _wait(self, outcome: Awaitable[Any], turn: _Turn) -> None:
         deferred: Deferred[Any] = outcome if isinstance(outcome, Deferred) else ensureDeferred(outcome)  # type: ignore[arg-type]
         deferred.addTimeout(self.spec.deadline_s, self.edge.reactor)
-        request.notifyFinish().addErrback(lambda _gone: deferred.cancel())
-        deferred.addCallback(_encode, request)
-        deferred.addCallbacks(
-            self._finish, self._fail, callbackArgs=(request, corr_id, started), errbackArgs=(request, corr_id, started)
-        )
+        turn.request.notifyFinish().addErrback(lambda _gone: deferred.cancel())
+        deferred.addCallback(_encode, turn.request)
+        deferred.addCallbacks(self._finish, self._fail, callbackArgs=(turn,), errbackArgs=(turn,))
         deferred.addErrback(lambda failure: _log.failure("answering failed", failure, event="answer_failed"))
 
-    def _fail(self, failure: Failure, request: RonRequest, corr_id: str, started: float) -> None:
-        error = _as_ron_error(failure, corr_id, self.spec.path)
-        self.edge.count_refusal(error)
-        self._finish(error_answer(error), request, corr_id, started)
+    def _fail(self, failure: Failure, turn: _Turn) -> None:
+        self._refuse(_as_ron_error(failure, turn.corr_id, self.spec.path), turn)
 
-    def _finish(self, answer: Answer, request: RonRequest, corr_id: str, started: float) -> None:
+    def _refuse(self, error: RonError, turn: _Turn) -> None:
+        self.edge.count_refusal(error)
+        self._finish(error_answer(error), turn, shed=isinstance(error, Refused))
+
+    def _finish(self, answer: Answer, turn: _Turn, *, shed: bool = False) -> None:
+        edge, request = self.edge, turn.request
         self._inflight.dec()
-        self._latency.observe(self.edge.monotonic() - started)
+        if self._takes_place:
+            edge.concurrency.leave()
+        elapsed_s = edge.monotonic() - turn.started_s
+        self._latency.observe(elapsed_s)
         status = CLIENT_GONE if request._disconnected else answer.status
+        self._count(status)
+        if edge.slo is not None and not (shed or self.spec.vital or status == CLIENT_GONE):
+            edge.slo.count(failed=status >= 500, elapsed_s=0.0 if self.spec.waits else elapsed_s)
+        if turn.span is not None:
+            turn.span.end(status)
+        if turn.capability is not None:
+            edge.authority.charge_bytes(turn.capability, turn.moved_bytes + len(answer.body))
+        send(answer, request, turn.corr_id)
+
+    def _count(self, status: int) -> None:
         counter = self._statuses.get(status)
         if counter is None:
             counter = self.edge.metrics.http_requests.labels(self.spec.path, self.spec.method, status)
             self._statuses[status] = counter
         counter.inc()
-        send(answer, request, corr_id)
 
 
 def _encode(outcome: Any, request: RonRequest) -> Answer:
@@ -191,39 +249,8 @@ def correlation_id(request: RonRequest) -> str:
 
 def send(answer: Answer, request: RonRequest, corr_id: str) -> None:
     """Put `answer` on the wire, unless the client has gone."""
-    if request._disconnected or request.finished:
-        return
-    put_head(answer, request, corr_id)
-    if answer.status != 304:
-        request.write(answer.body)
-    request.finish()
-
-
-def put_head(answer: Answer, request: RonRequest, corr_id: str) -> None:
-    """Set status and headers of the response."""
-    request.setResponseCode(answer.status)
-    headers = request.responseHeaders
-    # Twisted's resource traversal names itself and its version; nobody needs to know
-    headers.removeHeader(b"Server")
-    headers.setRawHeaders(b"Date", [datetimeToString()])
-    headers.setRawHeaders(b"X-Corr-ID", [corr_id.encode("ascii")])
-    for name, value in _SECURITY_HEADERS:
-        headers.setRawHeaders(name, [value])
-    for text_name, text in answer.headers.items():
-        headers.setRawHeaders(text_name, [text])
-    if answer.status != 304:
-        headers.setRawHeaders(b"Content-Length", [b"%d" % len(answer.body)])
-
-
-def error_answer(error: RonError) -> Answer:
-    """The envelope of `error` with its headers; 429 and 503 carry a random `Retry-After` of 1–5 s."""
-    request_id = str(uuid7())
-    headers = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Request-ID": request_id}
-    headers.update(error.headers)
-    if error.status in {429, 503}:
-        headers["Retry-After"] = str(error.retry_after_s or _rng.randint(1, 5))
-    body = msgspec.json.encode(envelope(error, ts=now_rfc3339(), request_id=request_id))
-    return Answer(error.status, headers, body)
+    if not (request._disconnected or request.finished):
+        request.respond(answer, corr_id)
 
 
 def _as_ron_error(failure: Failure, corr_id: str, route: str) -> RonError:

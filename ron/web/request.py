@@ -1,6 +1,6 @@
-"""The listener's hard limits: headers, body, idle time; refused before work and with the error envelope.
+"""One request: its body within the limit, its peer within its rates, its answer on the wire.
 
-In: raw HTTP from Twisted's channel. Out: a request whose body is at most the site's `body_limit` bytes, or 400/413.
+In: the head and the body's bytes from `RonChannel`. Out: a request for an endpoint, or 400, 413, 429, 501.
 """
 
 from __future__ import annotations
@@ -9,88 +9,22 @@ import io
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
 
-import msgspec
-from twisted.internet.interfaces import ITransport
-from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web import http, server
+from twisted.web import server
 
-from ron.proto.clock import now_rfc3339
-from ron.proto.errors import RonError, bad_request, envelope, too_large
-from ron.proto.ids import uuid7
+from ron.kernel.limits import Peer, Refused
+from ron.proto.errors import ErrorCode, RonError, bad_request, too_large
+from ron.web.channel import RonChannel
+from ron.web.content import Answer
+from ron.web.head import answer_head, is_bodiless
 
 if TYPE_CHECKING:
     from ron.web.site import RonSite
 
-HEADERS_LIMIT_BYTES = 64 * 1024
-READ_IDLE_S = 15
 # A client that is still sending its oversized body is read from for this long, so that it sees the 413 (RFC 9112 §9.6).
 LINGER_LIMIT_BYTES = 64 * 1024 * 1024
-
-
-class RonChannel(http.HTTPChannel):
-    """Twisted's channel with our header limit; a malformed request is told so in the envelope."""
-
-    totalHeadersSize = HEADERS_LIMIT_BYTES
-    site: RonSite
-    requests: list[RonRequest]
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        if not self._refused:
-            self.answer_raw(
-                bad_request("malformed request", "speak HTTP/1.1 with headers of at most 64 KiB, 16 KiB a line")
-            )
-        self.loseConnection()
-
-    def _send100Continue(self) -> None:
-        if self._refused:
-            self.loseConnection()
-        else:
-            super()._send100Continue()
-
-    @property
-    def _refused(self) -> bool:
-        """True once the request being received has been answered with 413."""
-        return bool(self.requests) and self.requests[-1].refused
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """A request line or header over 16 KiB is malformed."""
-        self._respondToBadRequestAndDisconnect()
-
-    def headerReceived(self, line: bytes) -> bool:
-        """Take one header. A Content-Length of more digits than `int` reads is malformed like any other."""
-        try:
-            return bool(super().headerReceived(line))
-        except ValueError:
-            self._respondToBadRequestAndDisconnect()
-            return False
-
-    def connectionMade(self) -> None:
-        """Known to the site from now on, so that it can be drained."""
-        super().connectionMade()
-        self.site.channels.add(self)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Gone."""
-        self.site.channels.discard(self)
-        super().connectionLost(reason)
-
-    @property
-    def busy(self) -> bool:
-        """True while a request is being received or answered."""
-        return bool(self.requests)
-
-    def answer_raw(self, error: RonError) -> None:
-        """Write `error` as a whole response, outside the request machinery, and end the connection's use."""
-        request_id = str(uuid7())
-        body = msgspec.json.encode(envelope(error, ts=now_rfc3339(), request_id=request_id))
-        reason = http.RESPONSES.get(error.status, b"Error")
-        cast(ITransport, self.transport).write(
-            b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n"
-            b"X-Request-ID: %s\r\nX-Content-Type-Options: nosniff\r\n\r\n%s"
-            % (error.status, reason, len(body), request_id.encode(), body)
-        )
-        self.site.count_refusal(error)
+# Head and body go out in one piece up to here; copying a larger body costs more than a second write.
+_ONE_PIECE_BYTES = 64 * 1024
 
 
 class _Nowhere(io.BytesIO):
@@ -107,27 +41,42 @@ class RonRequest(server.Request):
     channel: RonChannel
     refused = False
     _received = 0
+    _stream_of: Peer | None = None
 
     def gotLength(self, length: int | None) -> None:
         """The headers are in: refuse by the declared length, otherwise make room for the body."""
-        if length is not None and length > self.channel.site.body_limit:
-            self._refuse()
-        else:
+        channel = self.channel
+        if length == 0:
             self.content = io.BytesIO()
+            return
+        channel.body_begins()
+        limit = channel.site.body_limit
+        if length is not None and length > limit:
+            self._refuse_body(too_large("body over the limit", f"send at most {limit} bytes"))
+            return
+        self.content = io.BytesIO()
+        try:
+            cast(Peer, channel.peer).check_bytes(channel.site.reactor.seconds())
+        except Refused as error:
+            self._refuse_body(error)
 
     def handleContentChunk(self, data: bytes) -> None:
         """Keep `data`, unless the limit is passed (a chunked body declares no length)."""
         self._received += len(data)
+        limit = self.channel.site.body_limit
+        if self.channel.receiving is not None:
+            self.channel.receiving.moved(len(data), self.channel.site.reactor.seconds())
         if self.refused:
             if self._received > LINGER_LIMIT_BYTES:
                 self.channel.loseConnection()
-        elif self._received > self.channel.site.body_limit:
-            self._refuse()
+        elif self._received > limit:
+            self._refuse_body(too_large("body over the limit", f"send at most {limit} bytes"))
         else:
             cast(io.BytesIO, self.content).write(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """All of it has arrived: a refused one ends here."""
+        self.channel.receiving = None
         if self.refused:
             self.channel.loseConnection()
         else:
@@ -135,15 +84,34 @@ class RonRequest(server.Request):
 
     def process(self) -> None:
         """Answer hot endpoints at once; everything else goes through the site's resource tree."""
-        self.site = self.channel.site
-        hot = self.site.hot(self.method, self.path)
+        site = self.site = self.channel.site
+        hot = site.hot(self.method, self.path)
         if hot is not None:
             endpoint, params = hot
-            endpoint.answer(self, params)
-        elif self._is_text():
-            super().process()
+            if endpoint.spec.vital or self._admitted():
+                endpoint.answer(self, params)
+        elif not self._admitted():
+            return
+        elif not self._is_text():
+            site.refuse(self, bad_request("path or Host header is not UTF-8", "percent-encode UTF-8 bytes"))
+        elif self.method.upper() != self.method:
+            # RFC 9110 §9.1: methods are case-sensitive, and Klein's routing is not
+            error = RonError(ErrorCode.UNSUPPORTED, "no such method", hint="methods are in capitals", status=501)
+            site.refuse(self, error)
         else:
-            self.site.refuse(self, bad_request("path or Host header is not UTF-8", "percent-encode UTF-8 bytes"))
+            super().process()
+
+    def _admitted(self) -> bool:
+        """True when the peer may have one more request answered; otherwise it has been told."""
+        peer = cast(Peer, self.channel.peer)
+        try:
+            peer.open_stream(self.site.reactor.seconds())
+        except Refused as error:
+            self.channel.penalise()
+            self.site.refuse(self, error)
+            return False
+        self._stream_of = peer
+        return True
 
     def _is_text(self) -> bool:
         """Klein answers what it cannot decode itself, without the envelope and with a traceback in the log."""
@@ -163,8 +131,40 @@ class RonRequest(server.Request):
         values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
         return values[-1].decode("latin-1") if values else None
 
-    def _refuse(self) -> None:
+    def content_encoding(self) -> str:
+        """How the body is encoded; several headers are one list (RFC 9110 §5.3)."""
+        return b", ".join(self.requestHeaders.getRawHeaders(b"Content-Encoding", ())).decode("latin-1")
+
+    def respond(self, answer: Answer, corr_id: str) -> None:
+        """Send `answer` whole and end the request, past Twisted's header objects: they were a fifth of a small one."""
+        channel, status = self.channel, answer.status
+        head = answer_head(answer, self.clientproto, corr_id, close=not channel.persistent)
+        body = b"" if self.method == b"HEAD" or is_bodiless(status) else answer.body
+        self.code, self.startedWriting, self.sentLength = status, 1, len(body)
+        if len(body) <= _ONE_PIECE_BYTES:
+            channel.write(head + body)
+        else:
+            channel.write(head)
+            channel.write(body)
+        self.finish()
+
+    def finish(self) -> None:
+        """The answer is complete. Klein ends what was answered already once more: that means nothing."""
+        if not self.finished:
+            self._close_stream()
+            super().finish()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client has gone."""
+        self._close_stream()
+        super().connectionLost(reason)
+
+    def _close_stream(self) -> None:
+        if self._stream_of is not None:
+            self._stream_of.close_stream()
+            self._stream_of = None
+
+    def _refuse_body(self, error: RonError) -> None:
         self.refused = True
         self.content = _Nowhere()
-        limit = self.channel.site.body_limit
-        self.channel.answer_raw(too_large("body over the limit", f"send at most {limit} bytes"))
+        self.channel.answer_raw(error)

@@ -11,11 +11,21 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.kernel import logs
-from ron.kernel.logs import RING_EVENTS, JsonLogObserver, open_log_file, redact, stderr_sink
+from ron.kernel.logs import (
+    RING_EVENTS,
+    JsonLogObserver,
+    correlated,
+    kid_hash,
+    open_log_file,
+    redact,
+    stderr_sink,
+)
+from ron.proto.errors import RonError
 
 SECRET = "hunter2"
 BLOB = "ED25519-V3:" + "A" * 86 + "=="
@@ -176,6 +186,207 @@ class Redaction(Recorder):
         self.assertNotIn(token, redact(f"{before} Bearer {token}"))
 
 
+class Planted(Recorder):
+    """A secret that somebody put into an event does not come out again, wherever it was put."""
+
+    SECRETS = st.from_regex(r"[A-Za-z0-9]{16,40}", fullmatch=True)
+    NAMES = st.sampled_from(
+        [
+            "token",
+            "admin_token",
+            "Authorization",
+            "cookie",
+            "hsm_pin",
+            "PIN",
+            "api_key",
+            "payload",
+            "private_key",
+            "macaroon",
+        ]
+    )
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        SECRETS,
+        NAMES,
+        st.sampled_from(["{%s}", "{%s!r}", "{%s!s:>80}", "{%s:.200}", "x{{{%s}}}", "{%s.real}", "{%s[0]}"]),
+    )
+    def test_in_a_field_whatever_its_type_and_format(self, secret: str, name: str, form: str) -> None:
+        for value in (secret, secret.encode(), [secret], {"inner": secret}, {name: {name: secret}}, ValueError(secret)):
+            self.log.info(form % name, **{name: value})
+            self.assertNotIn(secret, self.observer.ring[-1])
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        SECRETS,
+        NAMES,
+        st.text(max_size=20).filter(lambda text: "\\" not in text),
+        st.sampled_from(
+            [
+                "{name}={secret}",
+                "{name} = '{secret}'",
+                '{{"{name}": "{secret}"}}',
+                "{{'{name}': '{secret}'}}",
+                "{{'{name}': b'{secret}'}}",
+                "Config({name}='{secret}', port=1)",
+                "auth.{name}: 'old' → '{secret}'",
+                'auth.{name}: "{secret}" -> "new"',
+                "auth.{name}: '{secret}",
+                "{name}.value={secret}",
+                "Bearer {secret}",
+                "bearer\t{secret}",
+                "ED25519-V3:{secret}",
+                "AgEI{secret}{secret}",
+                "-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----",
+                "-----BEGIN EC PRIVATE KEY-----\n{secret}",
+            ]
+        ),
+    )
+    def test_in_text_by_its_form(self, secret: str, name: str, around: str, form: str) -> None:
+        text = f"{around} " + form.format(name=name, secret=secret)
+        self.log.info("{found} and {found!r}", found=text, event=text)
+        self.assertNotIn(secret, self.observer.ring[-1])
+        self.log.info("{found[0]} {found}", found=[text])
+        self.assertNotIn(secret, self.observer.ring[-1])
+        try:
+            raise ValueError(text)
+        except ValueError:
+            self.log.failure("broke")
+        self.assertNotIn(secret, self.observer.ring[-1])
+
+    @settings(max_examples=100, deadline=None)
+    @given(SECRETS, NAMES)
+    def test_inside_of_a_value_that_the_format_reaches_into(self, secret: str, name: str) -> None:
+        thing = type("Thing", (), {"inner": {name: secret}, name: secret})()
+        for form in (f"{{thing.{name}}}", f"{{thing.inner[{name}]!r:>60}}", f"{{thing.{name}.real}}", "{thing.inner}"):
+            self.log.info("{{kept}} " + form + " {n}", thing=thing, n=1)
+            self.assertNotIn(secret, self.observer.ring[-1])
+            self.assertTrue(self.last()["message"].startswith("{kept} "))
+            self.assertTrue(self.last()["message"].endswith(" 1"))
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.text(max_size=4000), SECRETS)
+    def test_a_secret_that_the_bound_cuts_in_two(self, before: str, secret: str) -> None:
+        for length in (1990, 7990):
+            text = (before + "x" * length)[:length] + f" token='{secret}'"
+            self.log.info("{text}", text=text)
+            self.assertNotIn(secret[:8], self.observer.ring[-1])
+
+    def test_hostile_text_costs_no_more_than_its_length(self) -> None:
+        """Were one of the patterns to look back and forth, this would not end."""
+        for piece in (
+            "token",
+            "token.",
+            "token=",
+            "x",
+            "-----BEGIN ",
+            "Bearer ",
+            "'",
+            'token="\\',
+            "AgE",
+            " ",
+            "kid → ",
+        ):
+            redact(piece * 200_000)
+
+
+class KeyIds(Recorder):
+    """A key id is never written, its hash is (ron-kms OBSERVABILITY §3.2)."""
+
+    def test_the_hash(self) -> None:
+        # BLAKE3 of nothing, from its own test vectors
+        self.assertEqual(kid_hash(""), "af1349b9")
+        self.assertEqual(kid_hash(b"abc"), kid_hash("abc"))
+
+    def test_a_field_and_the_message(self) -> None:
+        for kid in ("kms:core/ed25519/01", b"kms:core/ed25519/01"):
+            self.log.info("signed with {kid}", kid=kid, signer_kid=kid, kid_version=3)
+            line = self.last()
+            self.assertEqual(line["message"], f"signed with {kid_hash(kid)}")
+            self.assertEqual((line["kid_hash"], line["signer_kid_hash"]), (kid_hash(kid),) * 2)
+            self.assertEqual(line["kid_version"], 3)
+            self.assertNotIn("kid", line)
+            self.assertNotIn("ed25519/01", self.observer.ring[-1])
+
+    def test_in_text(self) -> None:
+        self.assertNotIn("abc123", redact("kid=abc123 and {'kid': 'abc123'}"))
+
+    def test_a_kid_of_another_type_is_cut(self) -> None:
+        self.log.info("{kid}", kid=[b"abc123"])
+        self.assertEqual((self.last()["kid_hash"], self.last()["message"]), ("[redacted]", "[redacted]"))
+
+
+class Diffs(Recorder):
+    """A redacted config diff is written as it is: what is no secret stays readable."""
+
+    def test_what_is_no_secret_stays(self) -> None:
+        diff = (
+            "mailbox.max_inflight: 128 → 64; gateway.bind: '127.0.0.1:9080' → '127.0.0.1:9081'; mailbox.payload_bytes=5"
+        )
+        self.log.info("config is version {version}: {diff}", event="config_updated", version=2, diff=diff)
+        self.assertEqual(self.last()["diff"], diff)
+
+    def test_what_is_one_goes_old_and_new(self) -> None:
+        cut = redact("api.token: 'old secret' → 'new secret'; log.level: 'info' → 'debug'")
+        self.assertEqual(cut, "api.token=[redacted]; log.level: 'info' → 'debug'")
+
+
+class Correlation(Recorder):
+    """Who asked: given with the event, or for all that happens within a block."""
+
+    CORR = "018f3a6e-0000-7000-8000-000000000001"
+
+    def test_fields_of_the_event(self) -> None:
+        self.log.info("x", corr_id=self.CORR, request_id="r-1", peer_addr="127.0.0.1:5")
+        line = self.last()
+        self.assertEqual((line["corr_id"], line["request_id"], line["peer_addr"]), (self.CORR, "r-1", "127.0.0.1:5"))
+
+    def test_a_block(self) -> None:
+        with correlated(corr_id=self.CORR, peer_addr="::1"):
+            self.log.info("inside")
+            inside = self.last()
+            self.log.info("own", corr_id="other")
+            own = self.last()
+        self.log.info("outside")
+        self.assertEqual((inside["corr_id"], inside["peer_addr"]), (self.CORR, "::1"))
+        self.assertNotIn("request_id", inside)
+        self.assertEqual(own["corr_id"], "other")
+        self.assertNotIn("corr_id", self.last())
+
+    def test_coroutines_keep_theirs_while_they_wait(self) -> None:
+        gates: list[Deferred[None]] = [Deferred(), Deferred()]
+
+        async def work(gate: Deferred[None]) -> None:
+            await gate
+            self.log.info("done")
+
+        for number, gate in enumerate(gates):
+            with correlated(corr_id=str(number)):
+                Deferred.fromCoroutine(work(gate))
+        seen = []
+        for gate in reversed(gates):
+            gate.callback(None)
+            seen.append(self.last()["corr_id"])
+        self.assertEqual(seen, ["1", "0"])
+
+
+class Levels(Recorder):
+    """The level can be turned while it runs."""
+
+    def test_up_and_down(self) -> None:
+        self.assertEqual(self.observer.level, "debug")
+        self.observer.set_level("error")
+        self.log.warn("x")
+        self.assertEqual(len(self.observer.ring), 0)
+        self.observer.set_level("warn")
+        self.log.warn("x")
+        self.assertEqual((len(self.observer.ring), self.observer.level), (1, "warn"))
+
+    def test_an_unknown_one_changes_nothing(self) -> None:
+        self.assertRaises(RonError, self.observer.set_level, "loud")
+        self.assertEqual(self.observer.level, "debug")
+
+
 class Sinks(SynchronousTestCase):
     """Where lines go."""
 
@@ -191,7 +402,7 @@ class Sinks(SynchronousTestCase):
             self.assertEqual(events, [*names[index:], "critical"])
 
     def test_an_unknown_level_is_refused(self) -> None:
-        self.assertRaises(KeyError, JsonLogObserver, None, service="s", level="loud")
+        self.assertRaises(RonError, JsonLogObserver, None, service="s", level="loud")
 
     def test_the_ring_keeps_the_last_ones_only(self) -> None:
         self.patch(logs, "RING_EVENTS", 10)

@@ -189,7 +189,7 @@ def micronode_config(extra: str = "", *, gateway: int = 0, mailbox: int = 0, oni
 
 
 def new_node(extra: str = "", onion: str = "", home: Path | None = None) -> Daemon:
-    """A Micronode, not started yet."""
+    """A node, not started yet; a Micronode unless `extra` says otherwise."""
     return Daemon("ron-node", micronode_config(extra, onion=onion), "node.json", home)
 
 
@@ -206,17 +206,18 @@ def build_pack(home: Path, max_zoom: int = 3) -> Path:
     return out
 
 
-_shared: list[Daemon] = []
+MACRONODE = '[node]\nprofile = "macronode"\n'
+_shared: dict[str, Daemon] = {}
 
 
-def shared_node() -> Daemon:
-    """A running Micronode with a map, started once for all tests that leave it as they found it."""
-    if not _shared:
-        node = new_node()
+def shared_node(extra: str = "") -> Daemon:
+    """A running node with a map, started once for all tests that leave it as they found it. extra: more config."""
+    if extra not in _shared:
+        node = new_node(extra)
         build_pack(node.home)
         node.start()
-        _shared.append(node)
-    return _shared[0]
+        _shared[extra] = node
+    return _shared[extra]
 
 
 class Reply:

@@ -23,6 +23,7 @@ class Pinned(SynchronousTestCase):
                 "TIMEOUT": 6,
                 "NOT_FOUND": 7,
                 "UNAVAILABLE": 8,
+                "CUT_OFF": 9,
             },
         )
 

@@ -14,11 +14,12 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from ron.kernel.backoff import Backoff
+from ron.kernel.breaker import CircuitOpen, Circuits
 from ron.proto.errors import ErrorCode, RonError, backpressure, bad_request, unavailable
 from ron.proto.exitcodes import Unreachable
 from ron.sdk import Api, client, direct_http, onion_http
 from ron.sdk.client import Answer
-from ron.web import Call, Endpoint, Raw
+from ron.web import Call, Endpoint, Raw, make_site
 from tests.web.wire import OnTheWire, closing, until
 
 
@@ -145,6 +146,90 @@ class Retrying(Calls):
         error = await self.fails()
         self.assertEqual((error.code, error.status), (ErrorCode.INTERNAL, 502))
         self.assertEqual(len(self.calls), 1)
+
+
+class Circuit(Calls):
+    """Who does not answer is left alone for a while. Circuits go by a clock of our own, tries by the real one."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.time = Clock()
+        self.circuits = Circuits(self.time.seconds, metrics=self.metrics, rng=random.Random(1))
+        self.outcomes = [{"text": "there"}]
+
+    def at(self, port: int, **settings: Any) -> Api:
+        return Api(reactor, self.http(), f"http://127.0.0.1:{port}", circuits=self.circuits, **settings)
+
+    async def dead_port(self) -> int:
+        listening = reactor.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        port: int = listening.getHost().port
+        await listening.stopListening()
+        return port
+
+    async def tripped(self) -> tuple[int, CircuitOpen]:
+        """A port where nobody is, and what the next caller is told."""
+        port = await self.dead_port()
+        self.assertIsInstance(await self.fails(self.at(port, tries=5)), Unreachable)
+        error = await self.fails(self.at(port, tries=5))
+        assert isinstance(error, CircuitOpen)
+        return port, error
+
+    async def test_an_open_circuit_fails_at_once_and_says_when_it_tries_again(self) -> None:
+        port, error = await self.tripped()
+        self.assertIn(f"127.0.0.1:{port}", error.message)
+        self.assertIn("tried again in", error.message)
+        self.assertEqual(self.gauge(port), 2)
+        self.assertEqual(await self.at(self.port).call("GET", "/next", Note), Note("there"), "others are not touched")
+
+    async def test_the_next_call_after_its_time_probes_and_closes_it(self) -> None:
+        port, error = await self.tripped()
+        site = make_site(self.edge, [Endpoint(method="GET", path="/next", handler=self.next, scope=None)])
+        listening = reactor.listenTCP(port, site, interface="127.0.0.1")
+        self.addCleanup(until, lambda: not site.channels)
+        self.addCleanup(listening.stopListening)
+        self.assertIsInstance(await self.fails(self.at(port)), CircuitOpen)
+        self.assertEqual(self.calls, [])
+        self.time.advance(error.retry_in_s)
+        self.assertEqual(await self.at(port).call("GET", "/next", Note), Note("there"))
+        self.assertEqual(self.gauge(port), 0)
+
+    async def test_a_call_under_way_waits_for_the_circuit(self) -> None:
+        """It has tries left: no reason to fail before its deadline."""
+        port = await self.dead_port()
+        waited: list[float] = []
+
+        def later(_reactor: Any, delay_s: float) -> Deferred[None]:
+            waited.append(delay_s)
+            self.time.advance(delay_s)
+            return deferLater(reactor, 0)
+
+        self.patch(client, "deferLater", later)
+        error = await self.fails(self.at(port, tries=7))
+        self.assertNotIsInstance(error, CircuitOpen)
+        self.assertTrue(all(delay_s < 0.1 for delay_s in waited[:5]), waited)
+        self.assertGreaterEqual(waited[5], 0.9)
+
+    async def test_answers_of_any_kind_are_signs_of_life(self) -> None:
+        for outcome in (unavailable("shedding"), bad_request("so not"), RonError(ErrorCode.INTERNAL, "bug")):
+            self.outcomes = [outcome]
+            for _ in range(8):
+                self.assertNotIsInstance(await self.fails(self.at(self.port, tries=1)), Unreachable)
+        self.assertEqual(self.gauge(self.port), 0)
+
+    async def test_hearing_nothing_until_the_deadline_counts_a_caller_who_leaves_does_not(self) -> None:
+        self.outcomes = [Deferred() for _ in range(11)]
+        for n in range(5):
+            call = Deferred.fromCoroutine(self.at(self.port).call("GET", "/next", Note))
+            await until(lambda n=n: len(self.calls) == n + 1)
+            call.cancel()
+            self.failureResultOf(call, CancelledError)
+        self.assertEqual(self.gauge(self.port), 0)
+        for _ in range(5):
+            self.assertIs((await self.fails(self.at(self.port, deadline_s=0.05))).code, ErrorCode.TIMEOUT)
+        self.assertIsInstance(await self.fails(self.at(self.port)), CircuitOpen)
+
+    def gauge(self, port: int) -> float | None:
+        return self.metrics.registry.get_sample_value("circuit_state", {"circuit": f"http://127.0.0.1:{port}"})
 
 
 class Waiting(Calls):

@@ -16,10 +16,12 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from ron.kernel import processes as processes_module
 from ron.kernel.backoff import Backoff
+from ron.kernel.processes import KEPT_LINES, spawn, stop
 from ron.tor import process as process_module
 from ron.tor import watchdog as watchdog_module
-from ron.tor.process import KEPT_LINES, TorProcess, reap_stale, spawn, stop
+from ron.tor.process import TorProcess, reap_stale
 from ron.tor.watchdog import WatchedTor
 from tests.tor.fake_tor import FakeTor
 from tests.web.wire import until
@@ -31,8 +33,9 @@ STUBBORN = ["/bin/sh", "-c", "trap '' TERM; echo started; while :; do sleep 0.05
 # a process of ours that starts a "tor" and then only runs
 PARENT = """
 from twisted.internet import reactor
-from ron.tor.process import spawn
-process = spawn(reactor, ["/bin/sh", "-c", "echo ready; exec sleep 60"], lambda line: print(process.pid, flush=True))
+from ron.kernel.processes import Child, spawn
+told = Child(lambda line: print(process.pid, flush=True))
+process = spawn(reactor, told, ["/bin/sh", "-c", "echo ready; exec sleep 60"])
 reactor.run()
 """
 
@@ -121,7 +124,7 @@ class Living(Watched):
         await tor.stop()
 
     async def test_one_that_does_not_heed_sigterm_is_killed(self) -> None:
-        self.patch(process_module, "KILL_AFTER_S", 0.1)
+        self.patch(processes_module, "KILL_AFTER_S", 0.1)
         tor = self.watch(STUBBORN)
         await until(lambda: self.ups)
         pid = tor.pid
@@ -142,7 +145,7 @@ class Dying(Watched):
         self.assertEqual(len(set(self.ups)), 3)
         self.assertEqual((tor.restarts, tor.up), (2, True))
 
-    async def test_it_tells_tors_own_last_words(self) -> None:
+    async def test_it_tells_tors_ownlast_words(self) -> None:
         tor = self.watch(DIES, control_port=1)
         await until(lambda: self.downs)
         self.assertEqual((self.downs[0], tor.last_words), ("No more ports", "No more ports"))
@@ -211,7 +214,7 @@ class Processes(TestCase):
     timeout = 20
 
     def spawned(self, script: str) -> TorProcess:
-        process = spawn(reactor, ["/bin/sh", "-c", script])
+        process = spawn(reactor, TorProcess(), ["/bin/sh", "-c", script])
         self.addCleanup(stop, reactor, process)
         return process
 
@@ -271,10 +274,10 @@ class Lines(SynchronousTestCase):
     def test_the_last_complaint_counts(self) -> None:
         process = TorProcess()
         process.outReceived(b"Jan 1 [warn] first\nJan 1 [err] second\nJan 1 [notice] bye\n")
-        self.assertEqual(process._last_words(), "second")
+        self.assertEqual(process.last_words(), "second")
         quiet = TorProcess()
         quiet.outReceived(b"Jan 1 [notice] bye\n")
-        self.assertIsNone(quiet._last_words())
+        self.assertIsNone(quiet.last_words())
 
 
 class Stale(SynchronousTestCase):

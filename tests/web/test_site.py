@@ -16,17 +16,19 @@ from twisted.web import http
 
 from ron.auth import Authority, RootKeys
 from ron.kernel import HealthState, Metrics
+from ron.kernel.limits_config import LimitsConfig
 from ron.proto.assets import Asset, strong_etag
 from ron.proto.errors import ErrorCode, RonError, backpressure, conflict, unavailable
 from ron.proto.ids import uuid7
 from ron.web import Call, Edge, Endpoint, Raw, make_site
 from ron.web import request as request_module
-from ron.web.health import health_endpoints
-from ron.web.request import HEADERS_LIMIT_BYTES, READ_IDLE_S
+from ron.web.health import OwnHealth, health_endpoints
 from ron.web.site import RonSite
 from tests.web.wire import OnTheWire, Response, chunked, exchange, request, split_response, until
 
 LIMIT = 1000
+HEADERS_LIMIT_BYTES = LimitsConfig().headers_bytes
+READ_IDLE_S = LimitsConfig().read_idle_ms / 1000
 PICTURE = b"0123456789" * 10
 
 
@@ -59,6 +61,8 @@ class Handlers:
             get("/by/<a>/<b>", lambda call, a, b: {"a": a, "b": b}),
             get("/picture", lambda call: Asset(PICTURE, "image/png", strong_etag(PICTURE))),
             get("/raw", lambda call: Raw(b"<p>", "text/html", 201, {"X-Mine": "1"})),
+            get("/nothing", lambda call: Raw(b"", "text/plain", 204)),
+            get("/split", lambda call: Raw(b"", "text/plain", headers={"X-Mine": "a\r\nX-Evil: 1\nb\rü"})),
             get("/big", lambda call: Raw(b"x" * 8_000_000, "application/octet-stream")),
             get("/slow", self.slow, deadline_s=7.0),
             get("/awaits", self.awaits),
@@ -213,10 +217,49 @@ class Answers(Site):
         self.assertEqual((await wire.response()).json, {"a": "x", "b": "4"})
 
     async def test_http_1_0(self) -> None:
-        wire = await self.wire()
-        wire.send(request("GET", "/hot/raw", version="1.0"))
-        self.assertEqual((await wire.response()).body, b"<p>")
-        await wire.end()
+        for path in ("/hot/raw", "/klein/raw", "/nowhere"):
+            wire = await self.wire()
+            wire.send(request("GET", path, version="1.0"))
+            await wire.end()
+            self.assertTrue(wire.received.startswith(b"HTTP/1.0 "), wire.received)
+            response = await wire.response()
+            self.assertEqual(response.headers["connection"], "close")
+            self.assertEqual(wire.received, b"")
+
+    async def test_connection_close(self) -> None:
+        for path in ("/hot/raw", "/klein/raw", "/nowhere", "/klein/fails/conflict"):
+            wire = await self.wire()
+            wire.send(request("GET", path), request("GET", path, {"Connection": "Close"}), request("GET", path))
+            self.assertNotIn("connection", (await wire.response()).headers)
+            self.assertEqual((await wire.response()).headers["connection"], "close")
+            await wire.end()
+            self.assertEqual(wire.received, b"")
+
+    async def test_no_content_has_no_length(self) -> None:
+        """RFC 9110 §8.6."""
+        for root in ("/hot", "/klein"):
+            wire = await self.wire()
+            wire.send(request("GET", f"{root}/nothing"), request("GET", "/hot/raw"))
+            await until(lambda wire=wire: wire.received.endswith(b"<p>"))
+            head, _, rest = wire.received.partition(b"\r\n\r\n")
+            self.assertTrue(head.startswith(b"HTTP/1.1 204 No Content\r\n"))
+            self.assertNotIn(b"content-length", head.lower())
+            self.assertTrue(rest.startswith(b"HTTP/1.1 201 "))
+
+    async def test_no_value_adds_a_header(self) -> None:
+        for root in ("/hot", "/klein"):
+            headers = (await self.ask(request("GET", f"{root}/split"))).headers
+            self.assertEqual(headers["x-mine"].split(), ["a", "X-Evil:", "1", "b", "ü".encode().decode("latin-1")])
+            self.assertNotIn("x-evil", headers)
+
+    async def test_each_header_once(self) -> None:
+        for path in ("/hot/get", "/klein/get", "/nowhere", "/klein/picture", "/hot/fails/full"):
+            wire = await self.wire()
+            wire.send(request("GET", path))
+            await until(lambda wire=wire: split_response(wire.received))
+            names = [line.partition(b":")[0].lower() for line in wire.received.partition(b"\r\n\r\n")[0].splitlines()]
+            self.assertEqual(len(set(names)), len(names), names)
+            self.assertNotIn(b"server", names)
 
 
 class Refusals(Site):
@@ -319,6 +362,15 @@ class Refusals(Site):
         response = await self.ask(request("GET", "/hot/post"))
         self.is_envelope(response, 405, ErrorCode.UNSUPPORTED)
         self.assertEqual(response.headers["allow"], "POST")
+
+    async def test_methods_are_case_sensitive(self) -> None:
+        """RFC 9110 §9.1: `get` is no GET."""
+        for method in ("get", "Get", "gET", "post", "head", "brew"):
+            for root in ("/hot", "/klein"):
+                response = await self.ask(request(method, f"{root}/get"))
+                self.is_envelope(response, 501, ErrorCode.UNSUPPORTED)
+                self.assertIn("capitals", response.json["error"]["hint"])
+        self.assertEqual(self.handlers.calls, [])
 
     async def test_500_keeps_the_detail_in_the_log(self) -> None:
         for path in ("/hot/fails/bug", "/klein/fails/bug"):
@@ -696,6 +748,22 @@ class Counting(Site):
         labels = {sample.labels.get("route") for f in self.metrics.registry.collect() for sample in f.samples}
         self.assertLessEqual(labels - {None}, {endpoint.path for endpoint in self.handlers.endpoints()})
 
+    async def test_strangers_under_a_route_nobody_chose(self) -> None:
+        for method, path, status in (
+            ("GET", "/nowhere", 404),
+            ("GET", "/else/where", 404),
+            ("DELETE", "/hot/get", 405),
+            ("BREW", "/klein/get", 405),
+            ("get", "/klein/get", 501),
+            ("X" * 300, "/nowhere", 404),
+        ):
+            self.assertEqual((await self.ask(request(method, path))).status, status)
+        await self.ask(b"nonsense\r\n\r\n")
+        self.assertEqual(self.counted("-", "GET", 404), 2)
+        self.assertEqual(self.counted("-", "DELETE", 405), 1)
+        self.assertEqual((self.counted("-", "-", 405), self.counted("-", "-", 404)), (1, 1))
+        self.assertEqual((self.counted("-", "-", 501), self.counted("-", "-", 400)), (1, 1))
+
     async def test_latency_once_per_answer_and_nothing_left_in_flight(self) -> None:
         for how in ("bug", "full", "conflict"):
             await self.ask(request("GET", f"/hot/fails/{how}"))
@@ -722,7 +790,7 @@ class Health(OnTheWire):
     def setUp(self) -> None:
         super().setUp()
         self.health = HealthState()
-        self.serve(health_endpoints(self.health, self.metrics, name="ron-node"))
+        self.serve(health_endpoints(OwnHealth(self.health, self.metrics), name="ron-node"))
 
     async def test_alive_even_when_not_ready(self) -> None:
         self.assertEqual((await self.ask(request("GET", "/healthz"))).json, {"status": "ok"})

@@ -3,11 +3,14 @@
 from twisted.application.service import ServiceMaker
 
 ron_node = ServiceMaker(
-    "RustyOnions Micronode", "ron.nodes.micronode", "A Micronode: map, mailbox and onions in one process.", "ron-node"
+    "RustyOnions node", "ron.nodes.node", "A node: map, mailbox and onions, in one process or several.", "ron-node"
 )
 ron_oniond = ServiceMaker(
     "RustyOnions onion runtime", "ron.nodes.oniond", "Onion services for apps on a private Tor network.", "ron-oniond"
 )
 ron_tornet = ServiceMaker(
     "RustyOnions private Tor network", "ron.nodes.tornet", "A private Tor network on loopback.", "ron-tornet"
+)
+ron_service = ServiceMaker(
+    "RustyOnions service process", "ron.nodes.process", "One service of a Macronode; ron-node starts it.", "ron-service"
 )

@@ -1,0 +1,172 @@
+"""What is fuzzed: everything that takes bytes from somebody else before it knows who that is.
+
+In: a target's name. Out: a function of bytes that returns when all is well: a refusal (`RonError`) is, and so is an
+answer. Whatever else it raises is a finding. Each target also checks what must never be accepted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import shutil
+import socket
+import tempfile
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
+from pathlib import Path
+
+Target = Callable[[bytes], None]
+_NOW_S = 1_800_000_000
+_RESOURCE = "POST /v1/send"
+_POW_KEY = b"fuzz" * 8
+
+
+class Finding(Exception):
+    """Something was accepted that must not be."""
+
+
+def config() -> Target:
+    """The config loader and the rules across keys. First byte even: TOML, odd: YAML; then the file."""
+    from ron.kernel.config import convert, parse
+    from ron.proto.errors import RonError
+    from ron.services.configs import SCHEMAS, daemon_of
+
+    folder = Path(tempfile.mkdtemp(prefix="ron-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    files = (folder / "node.toml", folder / "node.yaml")
+
+    def one(raw: bytes) -> None:
+        path = files[raw[0] & 1 if raw else 0]
+        path.write_bytes(raw[1:])
+        with contextlib.suppress(RonError):
+            tables = parse(path)
+            schema, check = SCHEMAS[daemon_of(tables)]
+            check(convert(tables, schema))
+
+    return one
+
+
+def macaroon() -> Target:
+    """The authority. First byte 0: a token's text, 1: its binary form, else: bytes written over a good token.
+
+    Of the last, the second byte says where. Whatever differs from the good token is a forgery.
+    """
+    from ron.auth import Authority, Caveat, RootKeys, Wanted
+    from ron.proto.errors import RonError
+
+    authority = Authority(RootKeys.generate(), audience="fuzz", now=lambda: float(_NOW_S))
+    good = authority.mint([Caveat("scope", "mailbox:send"), Caveat("exp", "2099-01-01T00:00:00Z")])
+    binary = urlsafe_b64decode(good + "=" * (-len(good) % 4))
+    wanted = Wanted("mailbox:send", "POST", "/v1/send")
+    authority.admit(good, wanted)
+
+    def token_of(raw: bytes) -> str:
+        if raw[:1] == b"\0":
+            return raw[1:].decode("latin-1")
+        if raw[:1] == b"\1":
+            return urlsafe_b64encode(raw[1:]).rstrip(b"=").decode()
+        at = raw[1] % len(binary) if len(raw) > 1 else 0
+        patched = binary[:at] + raw[2:] + binary[at + len(raw[2:]) :]
+        return urlsafe_b64encode(patched).rstrip(b"=").decode()
+
+    def one(raw: bytes) -> None:
+        token = token_of(raw)
+        try:
+            authority.admit(token, wanted)
+        except RonError:
+            return
+        if token != good:
+            raise Finding("a token that was never minted is admitted")
+
+    return one
+
+
+def pow_solution() -> Target:
+    """The gate. The first two bytes turn the clock by up to ± 9 h; then the text of `PoW-Solution`."""
+    from ron.auth.pow import PowGate, PowSettings
+    from ron.kernel import Metrics
+    from ron.proto.errors import RonError
+
+    now_s = float(_NOW_S)
+    settings = PowSettings(auto_tune=False, difficulty=4)
+    gate = PowGate(_POW_KEY, settings, lambda: now_s, Metrics(), hash_rate_per_s=1e6, entropy=lambda size: bytes(size))
+    known = gate.challenge(_RESOURCE)
+
+    def one(raw: bytes) -> None:
+        nonlocal now_s
+        now_s = float(_NOW_S + int.from_bytes(raw[:2], "big", signed=True))
+        solution = raw[2:].decode("latin-1")
+        try:
+            gate.redeem(solution, _RESOURCE)
+        except RonError:
+            return
+        if solution.rpartition(".")[0] != known:
+            raise Finding("a challenge that was never given out is taken")
+
+    return one
+
+
+def bus_frames() -> Target:
+    """The hub of the bus. First byte 0: one frame; 1: a stream before the greeting; else: after it."""
+    from twisted.internet.error import ConnectionLost
+    from twisted.internet.task import Clock
+    from twisted.internet.testing import StringTransport
+    from twisted.python.failure import Failure
+
+    from ron.kernel import Metrics
+    from ron.kernel.bus import Bus
+    from ron.kernel.ipc import VERSION, BusHub, Hello, decode_frame, encode_frame
+    from ron.proto.errors import RonError
+
+    metrics = Metrics()
+    ours, theirs = socket.socketpair()
+    hello = encode_frame(Hello(VERSION, "fuzz", "word"))
+    greeting = len(hello).to_bytes(4, "big") + hello
+
+    def stream(raw: bytes, greeted: bool) -> None:
+        clock = Clock()
+        hub = BusHub(clock, Bus(clock, metrics), Path("unused"), admit=lambda hello: None)
+        peers = [hub.buildProtocol(object()) for _ in range(2)]
+        for peer in peers:
+            transport = StringTransport()
+            transport.socket = ours
+            peer.makeConnection(transport)
+        peers[1].dataReceived(greeting)
+        middle = len(raw) // 2
+        for piece in ((greeting if greeted else b"") + raw[:middle], raw[middle:]):
+            if not peers[0].transport.disconnected:
+                peers[0].dataReceived(piece)
+            clock.advance(0.1)
+        for peer in peers:
+            peer.connectionLost(Failure(ConnectionLost()))
+        clock.advance(0.1)
+
+    def one(raw: bytes) -> None:
+        if raw[:1] in (b"", b"\0"):
+            with contextlib.suppress(RonError):
+                encode_frame(decode_frame(raw[1:]))
+        else:
+            stream(raw[1:], greeted=raw[0] != 1)
+
+    atexit.register(theirs.close)
+    return one
+
+
+def alarm() -> Target:
+    """Fails at the first input that begins with `!`: shows that a finding is noticed. Not run unless asked for."""
+
+    def one(raw: bytes) -> None:
+        if raw[:1] == b"!":
+            raise Finding("the alarm works")
+
+    return one
+
+
+# In this order by default, without the alarm.
+TARGETS: dict[str, Callable[[], Target]] = {
+    "config": config,
+    "macaroon": macaroon,
+    "pow": pow_solution,
+    "bus": bus_frames,
+    "alarm": alarm,
+}

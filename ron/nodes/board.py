@@ -1,0 +1,169 @@
+"""What the node tells about itself as a whole, gathered from its parts wherever they run.
+
+In: the bus, the supervisor. Out: the bus service `node`: status, hello, ready, metrics, services, release, reload.
+A part that does not answer is left out rather than waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from twisted.internet.defer import Deferred, DeferredList
+
+from ron.kernel.commands import Command, Handlers
+from ron.kernel.config import Changes
+from ron.kernel.health import Readiness
+from ron.kernel.metrics import Family, render_merged
+from ron.kernel.supervisor import Supervisor, UnitStatus
+from ron.nodes.runtime import Runtime
+from ron.proto.errors import RonError
+from ron.proto.facts import HelloReport, NodeFacts, NodeStatus, PingReport
+
+ASK_S = 1.0
+SERVICE = "node"
+T = TypeVar("T")
+
+
+class Steering:
+    """What every daemon of ours lets its operator do: look at units, release one, change the config."""
+
+    def __init__(self, runtime: Runtime, supervisor: Supervisor) -> None:
+        self.runtime = runtime
+        self.supervisor = supervisor
+
+    def handlers(self) -> Handlers:
+        """The commands of the service `node` that need no node."""
+        return {
+            "ready": lambda _command: self.runtime.health.snapshot(),
+            "services": lambda _command: self.supervisor.status(),
+            "release": self._release,
+            "reload": lambda _command: self._changes(self.runtime.config.reload()),
+            "rollback": lambda _command: self._changes(self.runtime.config.rollback()),
+            "version": lambda _command: self.runtime.config.version,
+        }
+
+    def _release(self, command: Command) -> UnitStatus:
+        return self.supervisor.release(msgspec.convert(command.body, str))
+
+    def _changes(self, changes: Changes) -> dict[str, Any]:
+        return {
+            "version": self.runtime.config.version,
+            "changes": [{"key": c.key, "old": c.old, "new": c.new} for c in changes],
+            "restart_needed": list(changes.restart_needed),
+        }
+
+
+class Board(Steering):
+    """Answers for a node. facts: what `node.json` says. processes: the names of the child processes."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        supervisor: Supervisor,
+        *,
+        facts: Callable[[], NodeFacts],
+        processes: Callable[[], tuple[str, ...]],
+        app: str,
+    ) -> None:
+        super().__init__(runtime, supervisor)
+        self._facts = facts
+        self._processes = processes
+        self._app = app
+        self._started_s = time.monotonic()
+
+    def handlers(self) -> Handlers:
+        """The commands of the service `node`."""
+        return {
+            **super().handlers(),
+            "status": lambda _command: self.status(),
+            "hello": lambda _command: self.hello(),
+            "metrics": lambda _command: self.metrics(),
+        }
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the node began to start."""
+        return time.monotonic() - self._started_s
+
+    async def status(self) -> NodeStatus:
+        """Everything an operator wants to see at a glance."""
+        ready = self.runtime.health.snapshot()
+        tor, onions, mailbox, packs, pids = await self._ask_all(
+            ("oniond", "tor", None), ("oniond", "onions", ()), ("mailbox", "stats", None), ("edge", "packs", ()),
+            ("oniond", "pids", {}),
+        )  # fmt: skip
+        facts = self._facts()
+        return NodeStatus(
+            facts=msgspec.structs.replace(facts, pids={**facts.pids, **pids}),
+            uptime_s=round(self.uptime_s, 1),
+            ready=ready.ready,
+            missing=ready.missing,
+            degraded=ready.degraded,
+            reasons=ready.reasons,
+            tor=tor,
+            onions=onions,
+            queues={"mailbox": mailbox},
+            packs=packs,
+            services=self.supervisor.status(),
+            config_version=self.runtime.config.version,
+        )
+
+    async def hello(self) -> HelloReport:
+        """What the page's panel shows."""
+        onion, ping = await self._ask_all(("oniond", "onion", None, self._app), ("hello", "report", PingReport()))
+        return HelloReport(
+            onion=onion,
+            ready=self.runtime.health.snapshot().ready,
+            network="private",
+            ping=msgspec.convert(msgspec.to_builtins(ping), PingReport),
+        )
+
+    async def metrics(self) -> bytes:
+        """The exposition of all processes as one."""
+        self.runtime.edge.traffic.flush()
+        exports: dict[str, list[Family]] = {self.runtime.name: self.runtime.metrics.export()}
+        names = self._processes()
+        answers = await self._ask_all(*((f"process.{name}", "metrics", []) for name in names))
+        for name, families in zip(names, answers, strict=True):
+            exports[name] = msgspec.convert(msgspec.to_builtins(families), list[Family])
+        return render_merged(exports)
+
+    async def _ask_all(self, *asks: tuple[Any, ...]) -> list[Any]:
+        """The replies to (service, command, otherwise[, body]), all asked at once."""
+        results = await DeferredList([Deferred.fromCoroutine(self._ask(*ask)) for ask in asks])
+        return [value for _ok, value in results]
+
+    async def _ask(self, service: str, command: str, otherwise: Any, body: Any = None) -> Any:
+        if not self.runtime.bus.reachable(service):
+            return otherwise
+        try:
+            return await self.runtime.bus.call(service, command, body, deadline_s=ASK_S)
+        except RonError:
+            return otherwise
+
+
+class NodeHealth:
+    """`/readyz` and `/metrics` of the whole node, from whichever process is asked."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def readiness(self) -> Readiness:
+        """The node's readiness; ours, and not ready, when the node does not answer."""
+        try:
+            return await self._runtime.bus.call(SERVICE, "ready", answer=Readiness, deadline_s=ASK_S)
+        except RonError as error:
+            ours = self._runtime.health.snapshot()
+            return msgspec.structs.replace(
+                ours, ready=False, missing=(*ours.missing, "bus"), reasons={**ours.reasons, "bus": error.message}
+            )
+
+    async def exposition(self) -> bytes:
+        """The node's metrics; ours alone when the node does not answer."""
+        try:
+            return await self._runtime.bus.call(SERVICE, "metrics", answer=bytes, deadline_s=3 * ASK_S)
+        except RonError:
+            return self._runtime.exposition()

@@ -1,0 +1,146 @@
+"""The Macronode: every part in a child process of its own, joined by the bus, under one supervisor.
+
+In: the same config as a Micronode. Out: the same listeners and answers. The node's own process binds the sockets, holds
+the bus, watches the children and answers for the whole; it serves no requests itself.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from twisted.logger import Logger
+
+from ron.kernel import Config, KernelEvent
+from ron.kernel.aio import within
+from ron.kernel.bus import Message
+from ron.kernel.health import Readiness
+from ron.kernel.ipc import BusHub, Hello
+from ron.kernel.processes import Child, ProcessUnit
+from ron.kernel.supervisor import Unit
+from ron.nodes.daemon import ConfigOptions
+from ron.nodes.listeners import BoundSocket
+from ron.nodes.node import Node
+from ron.nodes.parts import PARTS
+from ron.nodes.runtime import Runtime
+from ron.nodes.spares import Spares
+from ron.nodes.wiring import Wiring
+from ron.proto.errors import ErrorCode, RonError
+from ron.services.configs import NodeConfig
+
+BUS_SOCKET = "bus.sock"
+# Which listeners a part accepts from.
+_LISTENERS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mailbox": ("mailbox",)}
+_log = Logger(namespace="ron.node")
+
+
+class Macronode(Node):
+    """Child processes, `gateway.workers` of them for the gateway."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: Config[NodeConfig],
+        sockets: dict[str, BoundSocket],
+        options: ConfigOptions,
+    ) -> None:
+        super().__init__(runtime, config, sockets)
+        self._spares = Spares(runtime.reactor, command=_command(options), environment=_environment(runtime.home))
+        self._word = secrets.token_hex(32)
+        self._hub = BusHub(runtime.reactor, runtime.bus, self.run / BUS_SOCKET, admit=self._admit)
+        self._names: list[str] = []
+
+    async def open(self) -> None:
+        """The bus."""
+        self._hub.listen()
+        self.runtime.bus.observe(self._absorb, "readiness", name="readiness")
+        self.runtime.bus.observe(self._forget_crashed, name="readiness-crashes")
+
+    async def close(self) -> None:
+        """The bus."""
+        self._spares.close()
+        await self._hub.close()
+
+    async def begin(self) -> None:
+        """As every node; then a spare process waits for the first crash."""
+        await super().begin()
+        self._spares.fill()
+
+    def units(self) -> Iterator[tuple[str, Unit]]:
+        """A process a part; the gateway's workers share its socket."""
+        for part in PARTS:
+            count = self.config.current.gateway.workers if part == "gateway" else 1
+            for number in range(1, count + 1):
+                name = part if count == 1 else f"{part}.{number}"
+                self._names.append(name)
+                yield part, self._unit(part, name)
+
+    def processes(self) -> tuple[str, ...]:
+        """All children."""
+        return tuple(self._names)
+
+    def _unit(self, part: str, name: str) -> ProcessUnit:
+        bus, reactor, start_s = self.runtime.bus, self.runtime.reactor, PARTS[part].start_s
+
+        async def ready() -> None:
+            await within(reactor, start_s, bus.arrival(f"process.{name}"))
+
+        return ProcessUnit(
+            reactor,
+            name,
+            launch=lambda heard: self._launch(part, name, heard),
+            ready=ready,
+            stop_s=self.runtime.drain_s + 5,
+        )
+
+    def _launch(self, part: str, name: str, heard: Callable[[str], None]) -> Child:
+        listeners = _LISTENERS.get(part, ())
+        wiring = Wiring(
+            process=name,
+            part=part,
+            bus=str(self._hub.path),
+            word=self._word,
+            run=str(self.run),
+            listeners=listeners,
+            addresses={listener: str(address) for listener, address in self.addresses.items()},
+        )
+        child = self._spares.launch(wiring, [self.sockets[listener].fileno() for listener in listeners])
+        child.on_line = heard
+        return child
+
+    def _admit(self, hello: Hello) -> None:
+        if not hmac.compare_digest(hello.word.encode(), self._word.encode()) or hello.name not in self._names:
+            raise RonError(ErrorCode.NO_CAPABILITY, "the greeting's word is wrong")
+
+    def _absorb(self, message: Message) -> None:
+        """A child's readiness keys stand among ours."""
+        if message.origin in self._names:
+            theirs: Any = message.body
+            self.runtime.health.absorb(message.origin, msgspec.convert(theirs, Readiness))
+
+    def _forget_crashed(self, message: Message) -> None:
+        """What a dead child said last holds no more; `service.<name>` says that it is down."""
+        if isinstance(message.body, KernelEvent.ServiceCrashed) and message.body.service in self._names:
+            self.runtime.health.absorb(message.body.service, Readiness(ready=False))
+
+
+def _command(options: ConfigOptions) -> list[str]:
+    """A child is a twistd of its own, with our config."""
+    command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "ron-service"]
+    if options["config"] is not None:
+        command += ["--config", str(Path(options["config"]).absolute())]
+    for key, value in options["flags"].items():
+        command += ["--set", f"{key}={value}"]
+    return command
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """What a child may know of ours."""
+    settings = {k: v for k, v in os.environ.items() if k.startswith(("RON_", "COVERAGE_", "PYTHON"))}
+    return {**settings, "RON_HOME": str(home)}

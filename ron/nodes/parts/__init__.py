@@ -1,0 +1,155 @@
+"""A part is one service made ready to be hosted: alone in a child process, or beside the others in a Micronode.
+
+In: the `Host` (what the process shares) and the config. Out: a unit for the supervisor that listens, answers its
+commands on the bus and drains; the composition never looks inside. PARTS says where each lives and what it requires.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from twisted.logger import Logger
+
+from ron.kernel.commands import Handlers
+from ron.kernel.inprocess import ServiceUnit
+from ron.nodes.listeners import Listening
+from ron.nodes.runtime import Runtime
+from ron.proto.addresses import HostPort
+from ron.services.configs import NodeConfig
+from ron.services.sections import TlsConfig
+from ron.web.site import RonSite
+
+_log = Logger(namespace="ron.node")
+
+
+class PartSpec(NamedTuple):
+    """Where a part's class is, what must be up before it, and whether the node is nothing without it."""
+
+    module: str
+    attribute: str
+    requires: tuple[str, ...] = ()
+    essential: bool = False
+    start_s: float = 30.0
+
+
+# What the edge of a Macronode listens on, for its gateways.
+EDGE_SOCKET = "edge.sock"
+# In the order of what they need. Modules are imported only by the process that hosts the part.
+PARTS: dict[str, PartSpec] = {
+    "edge": PartSpec("ron.nodes.parts.edge", "EdgePart"),
+    "mailbox": PartSpec("ron.nodes.parts.mailbox", "MailboxPart"),
+    "gateway": PartSpec("ron.nodes.parts.gateway", "GatewayPart", requires=("edge",)),
+    "oniond": PartSpec(
+        "ron.nodes.parts.oniond", "OniondPart", requires=("gateway", "mailbox"), essential=True, start_s=300
+    ),
+    "hello": PartSpec("ron.nodes.parts.hello", "HelloPart", requires=("oniond",)),
+}
+
+
+@dataclass(kw_only=True)
+class Host:
+    """What a part is given.
+
+    addresses: where the node's listeners are, by name. sockets: what this process accepts from, by name.
+    run: the folder for Unix sockets. local: the parts that live in the same process.
+    """
+
+    runtime: Runtime
+    config: NodeConfig
+    addresses: Mapping[str, HostPort]
+    sockets: Mapping[str, int | Path]
+    run: Path
+    local: dict[str, Part] = field(default_factory=dict)
+
+
+class Part:
+    """One hosted service. Subclasses fill `service`, and override what they have."""
+
+    service: Any
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    async def ready(self) -> None:
+        """Return when the service is up; raise `RonError` when it cannot come up."""
+
+    def handlers(self) -> Handlers:
+        """Its commands on the bus."""
+        return {}
+
+    def sites(self) -> Mapping[str, RonSite]:
+        """What it answers, by the name of the listener."""
+        return {}
+
+    def tls(self, _listener: str) -> TlsConfig | None:
+        """The certificate files of a listener that speaks TLS."""
+        return None
+
+
+def preload() -> None:
+    """Import every part now, so that none has to be when it is needed in a hurry."""
+    for spec in PARTS.values():
+        importlib.import_module(spec.module)
+
+
+def load_part(name: str, host: Host) -> Part:
+    """The part called `name`, made for `host`."""
+    spec = PARTS[name]
+    part: Part = getattr(importlib.import_module(spec.module), spec.attribute)(host)
+    host.local[name] = part
+    return part
+
+
+class PartUnit(ServiceUnit):
+    """A part under the supervisor: service first, then its listeners and commands; in reverse at the end."""
+
+    def __init__(self, name: str, part: Part) -> None:
+        super().__init__(name, part.service, ready=part.ready)
+        self._part = part
+        self._sites = part.sites()
+        self._listening: list[Listening] = []
+        self._unserve: Callable[[], None] = _nothing
+
+    async def start(self, crashed: Callable[[str], None]) -> None:
+        """Up, listening and answering."""
+        await super().start(crashed)
+        host = self._part.host
+        for listener, site in self._sites.items():
+            self._listening.append(
+                host.runtime.listen(host.sockets[listener], site, listener, self._part.tls(listener))
+            )
+        handlers = self._part.handlers()
+        if handlers:
+            # queries answer at once; a command that waits on the network must not hold up the others
+            self._unserve = host.runtime.bus.serve(self.name, handlers, concurrency=16)
+
+    async def stop(self) -> None:
+        """Accept no more, finish, drain."""
+        listening, self._listening = self._listening, []
+        for one in listening:
+            await one.stop_accepting()
+        await super().stop()
+        runtime = self._part.host.runtime
+        for one in listening:
+            runtime.count_cut_off(await one.drain(runtime.drain_s))
+        self._end_serving()
+
+    def abort(self) -> None:
+        """Crash-only: hang up, stop the service without waiting."""
+        listening, self._listening = self._listening, []
+        for one in listening:
+            one.abort()
+        self._end_serving()
+        super().abort()
+
+    def _end_serving(self) -> None:
+        unserve, self._unserve = self._unserve, _nothing
+        unserve()
+
+
+def _nothing() -> None:
+    pass

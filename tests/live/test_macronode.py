@@ -1,0 +1,228 @@
+"""A Macronode as its operator runs it: the promises of a Micronode, kept by processes that may be killed. Needs tor."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import stat
+import threading
+import time
+import uuid
+from collections import Counter
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.live import test_node
+from tests.live.support import MACRONODE, NO_TOR, Daemon, alive, http, listening, new_node, process_tree, until
+
+CHILDREN = {"edge", "mailbox", "gateway.1", "gateway.2", "oniond", "hello"}
+CONFIG = MACRONODE + "[limits]\nconcurrency = 512\n"
+
+
+def macronode() -> Daemon:
+    """A Macronode whose gateway has two workers, not started yet."""
+    node = new_node(CONFIG)
+    text = node.config.read_text().replace("[gateway]\n", "[gateway]\nworkers = 2\n")
+    node.config.write_text(text)
+    return node
+
+
+class SharedMacronodeTests(test_node.SharedNodeTests):
+    """Everything a Micronode promises while it is well, kept by a Macronode."""
+
+    config = MACRONODE
+    processes = 9 + 5
+
+
+class Services:
+    """A node's units as it shows them itself."""
+
+    def __init__(self, node: Daemon) -> None:
+        self.node = node
+        self.gateway = node.facts()["gateway_url"]
+        self.mailbox = node.facts()["mailbox_url"]
+        self.cap = node.admin_cap()
+
+    def all(self) -> dict[str, dict[str, Any]]:
+        reply = http("GET", f"{self.gateway}/v1/services", cap=self.cap)
+        return {unit["name"]: unit for unit in reply.json()}
+
+    def kill(self, name: str) -> tuple[float, dict[str, Any]]:
+        """Kill -9 `name`; seconds until it is up again, and the unit as it is then."""
+        pid = self.all()[name]["pid"]
+        started = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+
+        def back() -> dict[str, Any] | None:
+            unit = self.all()[name]
+            return unit if unit["state"] == "up" and unit["pid"] != pid else None
+
+        while (unit := back()) is None:
+            if time.monotonic() - started > 30:
+                raise AssertionError(f"{name} did not come back")
+            time.sleep(0.02)
+        return time.monotonic() - started, unit
+
+
+class Load:
+    """Tiles, health and messages asked for all the time, from `begin` to `end`; what was acknowledged is remembered."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.sent: set[str] = set()
+        self.failures: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._tiles, self._send)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _tiles(self) -> None:
+        while not self._over.is_set():
+            for path in ("/tiles/1/0/0.png", "/tiles/2/1/1.png", "/healthz"):
+                self._call("gateway", "GET", self.services.gateway + path)
+
+    def _send(self) -> None:
+        while not self._over.is_set():
+            body = {"topic": "t/load", "payload_b64": "aGk=", "idempotency_key": str(uuid.uuid4())}
+            reply = self._call("mailbox", "POST", f"{self.services.mailbox}/v1/send", body)
+            if reply is not None:
+                self.sent.add(reply["msg_id"])
+
+    def _call(self, who: str, method: str, url: str, body: Any = None) -> Any:
+        self.calls[who] += 1
+        try:
+            reply = http(method, url, cap=self.services.cap, body=body, timeout_s=10)
+        except OSError:
+            self.failures[who] += 1
+            return None
+        if reply.status != 200:
+            self.failures[who] += 1
+            return None
+        return reply.json() if body is not None else reply.body
+
+
+class KilledChildrenTests(SynchronousTestCase):
+    """kill -9 of any child under load; one node for all of it, since it must come out well each time."""
+
+    skip = NO_TOR
+
+    def test_every_child_is_back_within_a_second_and_nothing_acknowledged_is_lost(self) -> None:
+        node = macronode()
+        self.addCleanup(node.destroy)
+        from tests.live.support import build_pack
+
+        build_pack(node.home, max_zoom=2)
+        node.start()
+        services = Services(node)
+        self.assertEqual(set(services.all()), CHILDREN)
+        self.private_sockets(node)
+        self.both_workers_count(services)
+        with Load(services) as load:
+            for name in ("mailbox", "edge", "gateway.1", "hello"):
+                time.sleep(4)  # a spare process is started two seconds after the last was taken
+                failed = Counter(load.failures)
+                seconds, unit = services.kill(name)
+                self.assertLess(seconds, 1.0, f"{name}: {unit}")
+                self.assertEqual(unit["reason"], "ended by signal 9")
+                for other in {"gateway", "mailbox"} - {name.partition(".")[0]}:
+                    self.assertEqual(load.failures[other], failed[other], f"{other} failed while {name} was down")
+        self.assertGreater(load.calls["gateway"], 100)
+        received = self.drain(services)
+        self.assertEqual(load.sent - received, set(), "acknowledged messages that are gone")
+        self.tail_tells_of_the_crashes(node)
+        self.too_many_crashes_mean_quarantine(node, services)
+        self.nothing_is_left(node)
+
+    def private_sockets(self, node: Daemon) -> None:
+        run = node.home / "run"
+        self.assertEqual(stat.S_IMODE(run.stat().st_mode), 0o700)
+        for name in ("bus.sock", "edge.sock"):
+            self.assertEqual(stat.S_IMODE((run / name).stat().st_mode), 0o600, name)
+
+    def both_workers_count(self, services: Services) -> None:
+        """One answer for all processes, whichever worker is asked."""
+
+        def served() -> float:
+            text = http("GET", f"{services.gateway}/metrics", cap=services.cap).body.decode()
+            line = next(x for x in text.splitlines() if x.startswith("http_requests_total") and '"/healthz"' in x)
+            return float(line.rpartition(" ")[2])
+
+        http("GET", f"{services.gateway}/healthz")
+        before = served()
+        for _ in range(40):
+            http("GET", f"{services.gateway}/healthz")
+        self.assertEqual(served() - before, 40)
+        text = http("GET", f"{services.gateway}/metrics", cap=services.cap).body.decode()
+        seen = {name for name in CHILDREN | {"node"} if f'process_cpu_seconds_total{{process="{name}"}}' in text}
+        self.assertEqual(seen, CHILDREN | {"node"})
+
+    def drain(self, services: Services) -> set[str]:
+        received: set[str] = set()
+        while True:
+            body = {"topic": "t/load", "max": 64, "visibility_timeout_s": 600}
+            messages = http("POST", f"{services.mailbox}/v1/recv", cap=services.cap, body=body).json()["messages"]
+            if not messages:
+                return received
+            for message in messages:
+                self.assertEqual(base64.b64decode(message["payload_b64"]), b"hi")
+                received.add(message["msg_id"])
+                receipt = {"receipt": message["receipt"]}
+                path = f"{services.mailbox}/v1/ack/{message['msg_id']}"
+                self.assertEqual(http("POST", path, cap=services.cap, body=receipt).status, 200)
+
+    def tail_tells_of_the_crashes(self, node: Daemon) -> None:
+        done = node.ronctl("tail", "--topic", "kernel", "--since", "10m", "--json", "--no-follow")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        events = [json.loads(line)["body"] for line in done.stdout.splitlines()]
+        crashed = {e["service"] for e in events if e.get("event") == "ServiceCrashed"}
+        self.assertLessEqual({"mailbox", "edge", "gateway.1", "hello"}, crashed)
+
+    def too_many_crashes_mean_quarantine(self, node: Daemon, services: Services) -> None:
+        def state() -> str:
+            return str(services.all()["hello"]["state"])
+
+        for _ in range(8):
+            if state() == "quarantined":
+                break
+            until(lambda: state() in {"up", "quarantined"}, 30, "hello up or quarantined")
+            pid = services.all()["hello"]["pid"]
+            if state() == "up" and pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                until(lambda gone=pid: services.all()["hello"]["pid"] != gone, 10, "the kill being noticed")
+        self.assertEqual(state(), "quarantined")
+        ready = http("GET", f"{services.gateway}/readyz").json()
+        self.assertEqual(ready["missing"], ["service.hello"])
+        self.assertIn("ronctl service release hello", ready["reasons"]["service.hello"])
+        self.assertEqual(http("GET", f"{services.gateway}/tiles/0/0/0.png").status, 200, "others are not touched")
+        done = node.ronctl("service", "release", "hello")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        until(lambda: state() == "up", 20, "hello coming back once released")
+        until(lambda: http("GET", f"{services.gateway}/readyz").json()["ready"], 10, "readiness")
+
+    def nothing_is_left(self, node: Daemon) -> None:
+        facts = node.facts()
+        self.assertEqual(node.stop(signal.SIGTERM), 0)
+        self.assertEqual(process_tree(str(node.home)), [])
+        self.assertEqual([n for n, pid in facts["pids"].items() if alive(pid)], [])
+        for url in ("gateway_url", "mailbox_url"):
+            self.assertFalse(listening(int(facts[url].rpartition(":")[2])))
+
+    def test_a_killed_node_takes_its_children_with_it(self) -> None:
+        node = macronode()
+        self.addCleanup(node.destroy)
+        node.start()
+        pids = node.facts()["pids"]
+        node.stop(signal.SIGKILL)
+        until(lambda: not any(alive(pid) for pid in pids.values()), 20, "every process ending")
