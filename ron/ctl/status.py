@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import msgspec
 
 from ron.ctl.node import cap_option, connect, json_option, node_option, print_json, run
+from ron.ctl.plain import plain_text
+from ron.ctl.service import Service, not_up, table
 
 
 @click.command("status")
@@ -14,7 +17,7 @@ from ron.ctl.node import cap_option, connect, json_option, node_option, print_js
 @cap_option
 @json_option
 def status(node: str | None, cap: str | None, as_json: bool) -> None:
-    """Show the node: readiness, tors, onions, queues, packs.
+    """Show the node: readiness, config version, tors, onions, queues, packs; its services when not all are up.
 
     \b
     Examples:
@@ -25,30 +28,40 @@ def status(node: str | None, cap: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        click.echo(_text(found))
+        click.echo(text(found))
 
 
-def _text(found: dict[str, Any]) -> str:
+def text(found: dict[str, Any]) -> str:
+    """`/v1/status` for people. A part that did not answer is said not to; the rest is shown."""
     facts, tor = found["facts"], found["tor"]
     readiness = "ready" if found["ready"] else "NOT READY"
     lines = [
-        f"node     {readiness}, up {found['uptime_s']:.0f} s, version {facts['version']}",
+        f"node     {readiness}, up {found['uptime_s']:.0f} s, version {facts['version']}, "
+        f"config version {found['config_version']}",
         f"         {facts['gateway_url']}  mailbox {facts['mailbox_url']}  SOCKS 127.0.0.1:{facts['socks_port']}",
     ]
-    lines += [f"         {key}: {reason}" for key, reason in found["reasons"].items()]
-    lines.append(f"tor      network {tor['state']}")
-    for one in tor["tors"]:
-        state = "up" if one["up"] else f"{one['percent']} %"
-        restarts = f", restarted {one['restarts']}×" if one["restarts"] else ""
-        lines.append(f"         {one['name']:<10} {one['role']:<10} {state:<6} pid {one['pid'] or '-'}{restarts}")
+    lines += [f"         {key}: {plain_text(reason)}" for key, reason in found["reasons"].items()]
+    services = msgspec.convert(found["services"], list[Service])
+    if not_up(services):
+        lines += ["", *table(services).splitlines(), ""]
+    lines += _tor(tor) if tor is not None else ["tor      oniond does not answer"]
     for onion in found["onions"]:
         state = "published" if onion["published"] else "not published"
         lines.append(f"onion    {onion['app']}  {onion['onion'] or '-'}  {state}")
     for name, queue in found["queues"].items():
-        counts = ", ".join(f"{key} {value}" for key, value in queue.items())
-        lines.append(f"queue    {name}: {counts}")
+        counts = ", ".join(f"{key} {value}" for key, value in (queue or {}).items())
+        lines.append(f"queue    {name}: {counts or 'it does not answer'}")
     lines += [f"pack     {_pack(pack)}" for pack in found["packs"]]
     return "\n".join(lines)
+
+
+def _tor(tor: dict[str, Any]) -> list[str]:
+    lines = [f"tor      network {tor['state']}"]
+    for one in tor["tors"]:
+        state = "up" if one["up"] else f"{one['percent']} %"
+        restarts = f", restarted {one['restarts']}×" if one["restarts"] else ""
+        lines.append(f"         {one['name']:<10} {one['role']:<10} {state:<6} pid {one['pid'] or '-'}{restarts}")
+    return lines
 
 
 def _pack(pack: dict[str, Any]) -> str:

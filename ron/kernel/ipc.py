@@ -70,6 +70,13 @@ class _HubPeer(Wire):
         else:
             raise bad_request("no greeting")
 
+    def services_received(self, services: tuple[str, ...]) -> None:
+        """What the peer may serve; one that claims more is not what it says it is."""
+        for service in services:
+            if not self.hub.may_serve(self.peer, service):
+                raise bad_request(f"it claims to serve {service[:64]}")
+        super().services_received(services)
+
     def pass_on(self, message: Message) -> None:
         """To everybody but the one it came from. Its own shutdown is its own affair, and must not be taken for ours."""
         if isinstance(message.body, KernelEvent.Shutdown):
@@ -90,6 +97,7 @@ class BusHub(Factory):
     """Listens at `path` and joins the peers' buses with ours.
 
     uids: who may connect, by default our own user. admit: looks at a peer's greeting; raises `RonError` to refuse it.
+    may_serve: may the peer of that name serve that service?
     """
 
     noisy = False
@@ -101,6 +109,7 @@ class BusHub(Factory):
         path: Path,
         *,
         admit: Callable[[Hello], None],
+        may_serve: Callable[[str, str], bool] = lambda _peer, _service: True,
         uids: Collection[int] | None = None,
         max_peers: int = 256,
     ) -> None:
@@ -108,6 +117,7 @@ class BusHub(Factory):
         self.bus = bus
         self.path = path
         self.admit = admit
+        self.may_serve = may_serve
         self.uids = frozenset(uids if uids is not None else (os.getuid(),))
         self.max_peers = max_peers
         self.peers: set[_HubPeer] = set()

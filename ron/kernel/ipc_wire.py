@@ -35,11 +35,13 @@ from ron.kernel.ipc_frames import (
     message_of,
     reply_of,
 )
-from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
+from ron.proto.errors import ErrorCode, RonError, bad_request, too_large, unavailable
 
 # Events that wait for a peer which does not read, and their bytes; then its oldest go.
 OUTBOX_EVENTS = 4096
 OUTBOX_BYTES = 8 * MAX_FRAME_BYTES
+# The bus keeps thousands of events for `ronctl tail`.
+MAX_EVENT_BYTES = 64 * 1024
 # Commands under way with one peer, in each direction.
 MAX_CALLS = 1024
 # No command waits longer, whatever its deadline says.
@@ -52,7 +54,10 @@ _log = Logger(namespace="ron.bus")
 def event_bytes(message: Message) -> bytes | None:
     """The frame of `message`; None, with a line in the log, when it cannot be sent."""
     try:
-        return encode_frame(event_of(message))
+        raw = encode_frame(event_of(message))
+        if len(raw) > MAX_EVENT_BYTES:
+            raise too_large(f"an event of {len(raw)} bytes")
+        return raw
     except RonError as error:
         _log.error(
             "a message on {topic} stays here: {reason}",
@@ -109,7 +114,10 @@ class Wire(Int32StringReceiver):
         if self.refused:
             return
         try:
-            self.frame_received(decode_frame(string))
+            frame = decode_frame(string)
+            if isinstance(frame, Event) and len(string) > MAX_EVENT_BYTES:
+                raise too_large(f"an event of {len(string)} bytes")
+            self.frame_received(frame)
         except RonError as error:
             self.refuse(error.message)
 

@@ -42,7 +42,8 @@ _HIDDEN = (
 _SECRET_NAME = re.compile(_HIDDEN, re.IGNORECASE)
 _KID_NAME = re.compile(r"(?:^|_)kid$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
-    r"Bearer\s+\S+|ED25519-V3:\S+|Nonce=\S+|\bAUTHENTICATE\s+\S+|\bAUTHCHALLENGE\s[^\r\n]*"
+    # (in a repr white space stands as its escape)
+    r"Bearer(?:\s|\\[trn])+\S+|ED25519-V3:\S+|Nonce=\S+|\bAUTHENTICATE(?:\s|\\[trn])+\S+|\bAUTHCHALLENGE\s[^\r\n]*"
     r"|-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)"
     # a capability on its own: libmacaroons v2, base64url, begins with the version byte and the first field's type
     r"|\b(?-i:Ag[EI][A-Za-z0-9_-]{29,}={0,2})",
@@ -50,9 +51,9 @@ _SECRET_VALUE = re.compile(
 )
 # `token=abc`, `"token": "abc"`, `auth.token: 'abc' → 'def'`: a config diff, the repr of a struct or of a dict
 # (quotes may themselves stand escaped in a repr, and what is glued to a closing quote may be a badly paired secret)
-_QUOTED = r"""\\{0,4}b?(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)[^\s,;)\]}]*"""
+_QUOTED = r"""\\{0,64}b?(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)[^\s,;)\]}]*"""
 _SECRET_ASSIGNED = re.compile(
-    rf"""(?P<name>(?:{_HIDDEN}|(?<![a-z])kid(?![a-z]))[\w.-]{{0,64}}["']?\s{{0,8}})"""
+    rf"""(?P<name>(?:{_HIDDEN}|(?<![a-z])kid(?![a-z]))[\w.-]{{0,64}}\\{{0,64}}["']?\s{{0,8}})"""
     rf"""(?:(?:=|→|->)\s{{0,8}}(?:{_QUOTED}|[^\s,;)\]}}]+)|:\s{{0,8}}(?:{_QUOTED}))"""
     rf"""(?:\s{{0,8}}(?:→|->)\s{{0,8}}(?:{_QUOTED}|\S+))?""",
     re.IGNORECASE | re.DOTALL,

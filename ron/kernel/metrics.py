@@ -69,6 +69,7 @@ class Metrics:
             "slo_burning": "max",
             "slo_burn_rate": "max",
             "pow_difficulty": "max",
+            "pow_safe_mode": "max",
         }
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -13,18 +13,22 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ron.kernel.aio import cancellable
-from ron.proto.errors import unavailable
+from ron.proto.errors import RonError, unavailable
 
 KEPT_LINES = 50
 KILL_AFTER_S = 5.0
+# A child that hangs is alive to the operating system, so it is asked.
+PROBE_S = 2.0
+MAX_MISSES = 4
 _MAX_LINE = 1000
 # A process that is gone has its pipes read for so long when another still holds them.
 LINGER_S = 0.2
@@ -138,7 +142,8 @@ class ProcessUnit:
     """A child process as the supervisor's `Unit`.
 
     launch: starts the process anew for each start; it is given what hears its lines. ready: called after the start,
-    returns when the process is up. stop_s: from SIGTERM to SIGKILL.
+    returns when the process is up. stop_s: from SIGTERM to SIGKILL. probe: asked every `PROBE_S` once it is up; raises
+    `RonError` when the process does not answer. One that has not answered `MAX_MISSES` times in a row has crashed.
     """
 
     def __init__(
@@ -149,12 +154,15 @@ class ProcessUnit:
         launch: Callable[[Callable[[str], None]], Child],
         ready: Callable[[], Awaitable[None]],
         stop_s: float = KILL_AFTER_S,
+        probe: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
         self.name = name
         self._reactor = reactor
         self._launch = launch
         self._ready = ready
         self._stop_s = stop_s
+        self._probe = probe
+        self._probing: Deferred[None] | None = None
         self._child: Child | None = None
 
     @property
@@ -187,16 +195,42 @@ class ProcessUnit:
             if early:
                 raise unavailable(f"the process ended: {early[0]}") from None
             raise
+        self._begin_probing(child, crashed)
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL when that does not help."""
+        self._end_probing()
         if self._child is not None:
             await stop(self._reactor, self._child, kill_after_s=self._stop_s)
 
     def abort(self) -> None:
         """SIGKILL."""
+        self._end_probing()
         if self._child is not None:
             self._child.signal("KILL")
+
+    def _begin_probing(self, child: Child, crashed: Callable[[str], None]) -> None:
+        if self._probe is not None and not child.ended.called:
+            self._probing = Deferred.fromCoroutine(self._keep_probing(self._probe, crashed))
+            self._probing.addErrback(lambda failure: failure.trap(CancelledError))
+
+    def _end_probing(self) -> None:
+        probing, self._probing = self._probing, None
+        if probing is not None:
+            probing.cancel()
+
+    async def _keep_probing(self, probe: Callable[[], Awaitable[Any]], crashed: Callable[[str], None]) -> None:
+        misses = 0
+        while misses < MAX_MISSES:
+            await deferLater(self._reactor, PROBE_S)
+            try:
+                await probe()
+                misses = 0
+            except RonError as error:
+                misses += 1
+                _log.warn("{unit} does not answer: {why}", event="unit_silent", unit=self.name, why=error.message)
+        self._probing = None  # crashing ends the unit, and with it whatever is probing then
+        crashed(f"it has not answered for {MAX_MISSES * PROBE_S:.0f} s")
 
     def _heard(self, line: str) -> None:
         _log.debug("{unit}: {line}", event="child_says", unit=self.name, line=line)

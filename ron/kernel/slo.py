@@ -1,8 +1,8 @@
 """Degradation: when the promise burns too fast, writes are shed first and reads go on, until it is calm again.
 
 In: good and bad answers as they happen; `fail_closed(reason)` from whoever knows that a store is down. Out: flags that
-everything else goes by, observers told of each change, readiness keys `slo` and `writes`, gauges. The states are drawn in
-docs/limits.rst.
+everything else goes by, observers told of each change, readiness keys `slo` and `writes`, gauges. The states are drawn
+in docs/limits.rst.
 """
 
 from __future__ import annotations

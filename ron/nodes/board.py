@@ -24,6 +24,8 @@ from ron.proto.facts import HelloReport, NodeFacts, NodeStatus, PingReport
 
 ASK_S = 1.0
 SERVICE = "node"
+# Topic: the node went back to the config before, and so must its children.
+ROLLED_BACK = "config.rolled-back"
 T = TypeVar("T")
 
 
@@ -41,12 +43,23 @@ class Steering:
             "services": lambda _command: self.supervisor.status(),
             "release": self._release,
             "reload": lambda _command: self._changes(self.runtime.config.reload()),
-            "rollback": lambda _command: self._changes(self.runtime.config.rollback()),
+            "rollback": self._rollback,
             "version": lambda _command: self.runtime.config.version,
         }
 
-    def _release(self, command: Command) -> UnitStatus:
-        return self.supervisor.release(msgspec.convert(command.body, str))
+    async def _release(self, command: Command) -> UnitStatus:
+        name = msgspec.convert(command.body, str)
+        kind, _, tor = name.partition(".")
+        if kind == "tor":
+            await self.runtime.bus.call("oniond", "release", tor, corr_id=command.corr_id)
+            return UnitStatus(name=name, state="starting", restarts=0)
+        return self.supervisor.release(name)
+
+    def _rollback(self, _command: Command) -> dict[str, Any]:
+        changes = self.runtime.config.rollback()
+        # our children follow the file, which still says what was rolled back
+        self.runtime.bus.publish({"rolled_back_to": self.runtime.config.version}, topic=ROLLED_BACK)
+        return self._changes(changes)
 
     def _changes(self, changes: Changes) -> dict[str, Any]:
         return {

@@ -121,6 +121,7 @@ class Daemon(Service):
             _log.failure("shutdown was not clean", event="shutdown_failed")
         if self._exit is Exit.OK and self.runtime.cut_off:
             self._exit = Exit.CUT_OFF
+        await self.runtime.flush()
         self.runtime.stop()
         if self._exit is not Exit.OK:
             # twistd has no way to hand out an exit code, so the last act after its whole shutdown is ours

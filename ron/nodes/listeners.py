@@ -62,10 +62,6 @@ class Listening:
         """No new connections here."""
         await maybeDeferred(self._port.stopListening)
 
-    async def drain(self, drain_s: float) -> int:
-        """Let calls under way finish. Returns how many connections had to be cut off at `drain_s`."""
-        return await self.site.drain(drain_s)
-
     def abort(self) -> None:
         """Hang up on everybody."""
         maybeDeferred(self._port.stopListening)

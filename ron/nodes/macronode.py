@@ -27,7 +27,7 @@ from ron.kernel.supervisor import Unit
 from ron.nodes.daemon import ConfigOptions
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.node import Node
-from ron.nodes.parts import PARTS
+from ron.nodes.parts import PARTS, TLS_SUFFIX
 from ron.nodes.runtime import Runtime
 from ron.nodes.spares import Spares
 from ron.nodes.wiring import Wiring
@@ -35,8 +35,9 @@ from ron.proto.errors import ErrorCode, RonError
 from ron.services.configs import NodeConfig
 
 BUS_SOCKET = "bus.sock"
+PROBE_DEADLINE_S = 2.0
 # Which listeners a part accepts from.
-_LISTENERS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mailbox": ("mailbox",)}
+_LISTENERS: dict[str, tuple[str, ...]] = {"gateway": ("gateway", "gateway" + TLS_SUFFIX), "mailbox": ("mailbox",)}
 _log = Logger(namespace="ron.node")
 
 
@@ -52,8 +53,11 @@ class Macronode(Node):
     ) -> None:
         super().__init__(runtime, config, sockets)
         self._spares = Spares(runtime.reactor, command=_command(options), environment=_environment(runtime.home))
-        self._word = secrets.token_hex(32)
-        self._hub = BusHub(runtime.reactor, runtime.bus, self.run / BUS_SOCKET, admit=self._admit)
+        # a word for each: no child can pass itself off as another
+        self._words: dict[str, str] = {}
+        self._hub = BusHub(
+            runtime.reactor, runtime.bus, self.run / BUS_SOCKET, admit=self._admit, may_serve=self._may_serve
+        )
         self._names: list[str] = []
 
     async def open(self) -> None:
@@ -79,6 +83,7 @@ class Macronode(Node):
             for number in range(1, count + 1):
                 name = part if count == 1 else f"{part}.{number}"
                 self._names.append(name)
+                self._words[name] = secrets.token_hex(32)
                 yield part, self._unit(part, name)
 
     def processes(self) -> tuple[str, ...]:
@@ -96,16 +101,17 @@ class Macronode(Node):
             name,
             launch=lambda heard: self._launch(part, name, heard),
             ready=ready,
+            probe=lambda: bus.call(f"process.{name}", "version", deadline_s=PROBE_DEADLINE_S),
             stop_s=self.runtime.drain_s + 5,
         )
 
     def _launch(self, part: str, name: str, heard: Callable[[str], None]) -> Child:
-        listeners = _LISTENERS.get(part, ())
+        listeners = tuple(name for name in _LISTENERS.get(part, ()) if name in self.sockets)
         wiring = Wiring(
             process=name,
             part=part,
             bus=str(self._hub.path),
-            word=self._word,
+            word=self._words[name],
             run=str(self.run),
             listeners=listeners,
             addresses={listener: str(address) for listener, address in self.addresses.items()},
@@ -115,8 +121,13 @@ class Macronode(Node):
         return child
 
     def _admit(self, hello: Hello) -> None:
-        if not hmac.compare_digest(hello.word.encode(), self._word.encode()) or hello.name not in self._names:
+        # an unknown name is compared too, so that it takes as long
+        word = self._words.get(hello.name) or secrets.token_hex(32)
+        if not hmac.compare_digest(hello.word.encode(), word.encode()):
             raise RonError(ErrorCode.NO_CAPABILITY, "the greeting's word is wrong")
+
+    def _may_serve(self, peer: str, service: str) -> bool:
+        return service in {f"process.{peer}", peer.partition(".")[0]}
 
     def _absorb(self, message: Message) -> None:
         """A child's readiness keys stand among ours."""

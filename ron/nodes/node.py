@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,21 @@ from twisted.logger import Logger
 import ron
 from ron.kernel import Config, KernelEvent
 from ron.kernel.bus import Message
+from ron.kernel.commands import Command
 from ron.kernel.files import write_private
 from ron.kernel.supervisor import Supervisor, Unit
 from ron.nodes.board import SERVICE, Board
 from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
 from ron.nodes.listeners import BoundSocket
-from ron.nodes.parts import PARTS
+from ron.nodes.parts import PARTS, TLS_SUFFIX
 from ron.nodes.parts.oniond import DEVICES
 from ron.nodes.runtime import ADMIN_CAP, Runtime
-from ron.proto.addresses import HostPort
+from ron.proto.addresses import HostPort, parse_host_port
 from ron.proto.errors import RonError
 from ron.proto.facts import NodeFacts
 from ron.services.configs import NodeConfig, loopback
 from ron.tor.binary import find_tor
+from ron.web.admin import MAX_WAITING, TAIL, AdminApi, TailAnswer, TailRequest
 
 NAME = "ron-node"
 FACTS_FILE = "node.json"
@@ -68,6 +71,9 @@ def compose(reactor: Any, config: Config[NodeConfig], options: ConfigOptions) ->
         "gateway": BoundSocket(loopback(config.current.gateway.bind, "gateway.bind"), "gateway.bind"),
         "mailbox": BoundSocket(loopback(config.current.mailbox.listen, "mailbox.listen"), "mailbox.listen"),
     }
+    tls = config.current.gateway.tls
+    if tls is not None:
+        sockets["gateway" + TLS_SUFFIX] = BoundSocket(parse_host_port(tls.bind), "gateway.tls.bind")
     if config.current.node.profile == "macronode":
         from ron.nodes.macronode import Macronode
 
@@ -95,6 +101,7 @@ class Node(Daemon):
             processes=self.processes,
             app=config.current.onion.app,
         )
+        self._admin = AdminApi(runtime.bus, runtime.reactor, time.time)
         self._facts: NodeFacts | None = None
 
     def units(self) -> Iterator[tuple[str, Unit]]:
@@ -117,6 +124,7 @@ class Node(Daemon):
         runtime = self.runtime
         runtime.write_admin_capability()
         runtime.bus.serve(SERVICE, self.board.handlers(), concurrency=32)
+        runtime.bus.serve(TAIL, {"read": self._read_tail}, concurrency=MAX_WAITING)
         runtime.show_progress()
         runtime.bus.observe(self._changed, "kernel", "tor", name="facts")
         await self.open()
@@ -148,12 +156,14 @@ class Node(Daemon):
         ours = {"node": os.getpid(), **pids}
         if self._facts is not None:
             return msgspec.structs.replace(self._facts, pids={**self._facts.pids, **ours})
+        tls = self.addresses.get("gateway" + TLS_SUFFIX)
         return NodeFacts(
             gateway_url=f"http://{self.addresses['gateway']}",
             mailbox_url=f"http://{self.addresses['mailbox']}",
             onion=None,
             socks_port=0,
             pids=ours,
+            gateway_tls_url=f"https://{tls}" if tls is not None else None,
             version=ron.__version__,
         )
 
@@ -175,6 +185,9 @@ class Node(Daemon):
         if self._facts is not None and (up or message.topic == "tor"):
             writing = Deferred.fromCoroutine(self._write_facts())
             writing.addErrback(lambda failure: failure.trap(RonError))
+
+    def _read_tail(self, command: Command) -> Awaitable[TailAnswer]:
+        return self._admin.read(msgspec.convert(command.body, TailRequest))
 
     def _banner(self) -> str:
         facts = self._current_facts()

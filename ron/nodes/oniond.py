@@ -20,6 +20,7 @@ from ron.nodes.listeners import BoundSocket, Listening
 from ron.nodes.parts import PARTS
 from ron.nodes.parts.oniond import onion_runtime
 from ron.nodes.runtime import ADMIN_CAP, Runtime
+from ron.proto.addresses import parse_host_port
 from ron.proto.errors import RonError
 from ron.services.configs import OniondConfig, loopback
 from ron.services.oniond.service import OnionStatus
@@ -67,7 +68,9 @@ class OniondDaemon(Daemon):
     def __init__(self, runtime: Runtime, config: Config[OniondConfig], socket: BoundSocket) -> None:
         super().__init__(runtime)
         self._socket = socket
-        self._listening: Listening | None = None
+        tls = config.current.admin.tls
+        self._tls_socket = BoundSocket(parse_host_port(tls.bind), "admin.tls.bind") if tls is not None else None
+        self._listening: list[Listening] = []
         self._supervisor = Supervisor(runtime.reactor, runtime.bus, runtime.health, runtime.metrics)
         apps = {app.name: [PortMap(e.onion_port, e.local) for e in app.expose] for app in config.current.apps}
         self.oniond = onion_runtime(runtime, config.current.onion, clients=(CLIENT_ROLE,), apps=apps)
@@ -83,7 +86,10 @@ class OniondDaemon(Daemon):
         runtime.write_admin_capability()
         runtime.bus.serve(SERVICE, Steering(runtime, self._supervisor).handlers())
         runtime.show_progress()
-        self._listening = runtime.listen(self._socket.fileno(), self._site, "admin", config.admin.tls)
+        self._listening = [runtime.listen(self._socket.fileno(), self._site)]
+        if config.admin.tls is not None and self._tls_socket is not None:
+            where = self._tls_socket.fileno()
+            self._listening.append(runtime.listen_tls(where, self._site, "admin", config.admin.tls))
         runtime.health.ok("listeners")
         unit = ServiceUnit("oniond", self.oniond, ready=self.oniond.bring_up)
         self._supervisor.add(unit, essential=True, start_s=PARTS["oniond"].start_s)
@@ -101,12 +107,13 @@ class OniondDaemon(Daemon):
 
     async def end(self) -> None:
         """Listener, onions, network; in amnesia also what was in memory-backed files."""
-        if self._listening is not None:
-            await self._listening.stop_accepting()
+        for listening in self._listening:
+            await listening.stop_accepting()
         await self._supervisor.stop()
-        if self._listening is not None:
-            self.runtime.count_cut_off(await self._listening.drain(self.runtime.drain_s))
-        self._socket.close()
+        if self._listening:
+            self.runtime.count_cut_off(await self._site.drain(self.runtime.drain_s))
+        for socket in filter(None, (self._socket, self._tls_socket)):
+            socket.close()
         leftovers = [FACTS_FILE, *([ADMIN_CAP] if self.runtime.amnesia else [])]
         for name in leftovers:
             with contextlib.suppress(FileNotFoundError):

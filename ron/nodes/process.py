@@ -6,6 +6,7 @@ crashes, for starting again is the node's business.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from twisted.logger import Logger
 from ron.kernel import Config
 from ron.kernel.aio import within
 from ron.kernel.bus import Message
+from ron.kernel.config import ConfigError
 from ron.kernel.events import ConfigUpdated
 from ron.kernel.health import Readiness
 from ron.kernel.ipc import BusLink
+from ron.nodes.board import ROLLED_BACK, NodeHealth
 from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
 from ron.nodes.parts import EDGE_SOCKET, Host, PartUnit, load_part, preload
 from ron.nodes.runtime import Runtime
@@ -70,6 +73,7 @@ class ServiceProcess(Daemon):
             addresses=wiring.host_ports(),
             sockets={**sockets, "edge": Path(wiring.run) / EDGE_SOCKET},
             run=Path(wiring.run),
+            view=NodeHealth(runtime),
         )
         self._unit = PartUnit(wiring.part, load_part(wiring.part, host))
         self._process = f"process.{wiring.process}"
@@ -81,6 +85,7 @@ class ServiceProcess(Daemon):
         await within(runtime.reactor, JOIN_S, self._link.first_joined)
         runtime.health.observe(self._tell_readiness)
         runtime.bus.observe(self._heed, name="config")
+        runtime.bus.observe(self._go_back, ROLLED_BACK, name="config-rollback")
         await self._unit.start(self._crashed)
         runtime.bus.serve(
             self._process,
@@ -114,3 +119,8 @@ class ServiceProcess(Daemon):
         """The node took a new config: so do we."""
         if isinstance(message.body, ConfigUpdated) and message.origin != self.runtime.name:
             self.reload()
+
+    def _go_back(self, _message: Message) -> None:
+        """The node rolled its config back: so do we. A process that began with that config has no earlier one."""
+        with contextlib.suppress(ConfigError):  # logged by the config itself
+            self.runtime.config.rollback()

@@ -6,6 +6,7 @@ In: a config holder and the process's name. Out: the shared things that parts ar
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,8 @@ from ron.auth.files import AuthFiles
 from ron.auth.pow import PowGate, PowSettings
 from ron.auth.replay import ReplayGuard
 from ron.kernel import Bus, Config, HealthState, KernelEvent, Metrics
-from ron.kernel.anomaly import AnomalyWatch
+from ron.kernel.anomaly import Anomaly, AnomalyWatch
+from ron.kernel.breaker import Circuits
 from ron.kernel.bus import Message, Subscription
 from ron.kernel.config import ConfigError
 from ron.kernel.files import DirectoryLock, private_dir, read_private, write_private
@@ -55,6 +57,9 @@ ADMIN_CAP = "admin.cap"
 AUTH_REFRESH_S = 1.0
 # Queues are looked at, for spikes, this often.
 WATCH_S = 1.0
+SLO_TOPIC = "slo"
+# Beyond the connections themselves: stores, logs, tors, the bus.
+SPARE_DESCRIPTORS = 1024
 REPLAY_WINDOW_S = 24 * 3600
 REPLAY_CAPACITY = 65_536
 _log = Logger(namespace="ron.node")
@@ -69,6 +74,7 @@ class Runtime:
     def __init__(self, reactor: Any, *, name: str, config: Config[Any], owner: bool = True) -> None:
         self.reactor = reactor
         self.name = name
+        allow_descriptors(config.current.limits.connections + SPARE_DESCRIPTORS)
         self.config = config
         sections = config.current
         self.amnesia: bool = sections.onion.amnesia
@@ -93,7 +99,7 @@ class Runtime:
         )
         self.bus.trace_with(self.tracing)
         self.slo = Degradation(sections.slo, reactor, health=self.health, metrics=self.metrics)
-        self.slo.observe(lambda slo: self.tracing.incident(slo.sampling_raised))
+        self.slo.observe(self._tell_slo)
         self.edge = Edge(
             authority=self.authority,
             metrics=self.metrics,
@@ -103,16 +109,24 @@ class Runtime:
             tracer=self.tracing if self.tracing.enabled else None,
             pow=self._gate(sections.dos),
         )
+        self.circuits = Circuits(reactor.seconds, metrics=self.metrics)
         self.anomalies = AnomalyWatch(self.metrics, reactor.seconds)
+        self.anomalies.on_anomaly(self._tell_anomaly)
         self.profiler = Profiler(reactor, amnesia=self.amnesia)
         self.cut_off = 0
+        self._burning: set[str] = set()
         self._files_pool = BoundedPool(reactor, name="auth", threads=1)
         self._services = MultiService()
         self._certificates: CertificateWatch | None = None
         self._exits: list[Callable[[], object]] = []
         self._console: StageConsole | None = None
         self._progress: Subscription | None = None
-        self._loops = [self._loop(self._refresh_auth, AUTH_REFRESH_S), self._loop(self._watch_queues, WATCH_S)]
+        self._config_trouble = False
+        self._loops = [
+            self._loop(self._refresh_auth, AUTH_REFRESH_S),
+            self._loop(self._watch_queues, WATCH_S),
+            self._loop(self._forgive_config, WATCH_S),
+        ]
         config.on_change(self._announce)
         config.on_refused(self._config_refused)
         config.observe(self._apply)
@@ -130,6 +144,7 @@ class Runtime:
         self._services.startService()
         self.slo.start()
         self.bus.observe(self._count_restarts, name="anomalies")
+        self.bus.observe(self._hear_slo, SLO_TOPIC, name="slo")
         for loop, interval_s in self._loops:
             loop.start(interval_s, now=False)
         self.config.watch(self.reactor)
@@ -143,11 +158,14 @@ class Runtime:
         self.slo.stop()
         self._services.stopService()
         self._files_pool.stop()
-        self.tracing.shutdown()
         for leave in reversed(self._exits):
             leave()
         if self.lock is not None:
             self.lock.release()
+
+    async def flush(self) -> None:
+        """Send what is still to be sent: the last thing but the end."""
+        await deferToThread(self.tracing.shutdown)
 
     def at_exit(self, leave: Callable[[], object]) -> None:
         """Call `leave` when the process stops; the last first."""
@@ -162,10 +180,13 @@ class Runtime:
         body_limit: int = BODY_LIMIT_BYTES,
         health: bool = True,
         view: NodeView | None = None,
+        name: str = "http",
     ) -> RonSite:
-        """A site of this process, with the health endpoints unless it is an inner one. view: whose health, not ours."""
+        """A site of this process, with the health endpoints unless it is an inner one. view: whose health, not ours.
+
+        name: of the listener, for metrics."""
         more = health_endpoints(view or self, name=self.name) if health else []
-        return make_site(self.edge, [*endpoints, *more], body_limit=body_limit)
+        return make_site(self.edge, [*endpoints, *more], body_limit=body_limit, name=name)
 
     def admin_endpoints(self) -> list[Endpoint]:
         """What operators ask of a node."""
@@ -178,15 +199,13 @@ class Runtime:
             *profiling_endpoints(self.profiler, allowed),
         ]
 
-    def listen(self, where: int | Path, site: RonSite, name: str, tls: TlsConfig | None = None) -> Listening:
-        """Answer on a descriptor that listens already, or on a Unix socket; with `tls`, behind TLS 1.3.
+    def listen(self, where: int | Path, site: RonSite) -> Listening:
+        """Answer on a descriptor that listens already, or on a Unix socket."""
+        return Listening(self.reactor, where, site)
 
-        Raises `TlsError` when its files cannot be used.
-        """
-        factory: IProtocolFactory = site
-        if tls is not None:
-            factory = self._behind_tls(site, name, tls)
-        return Listening(self.reactor, where, site, factory)
+    def listen_tls(self, where: int | Path, site: RonSite, name: str, tls: TlsConfig) -> Listening:
+        """The same behind TLS 1.3. Raises `TlsError` when its files cannot be used."""
+        return Listening(self.reactor, where, site, self._behind_tls(site, name, tls))
 
     @property
     def drain_s(self) -> float:
@@ -199,6 +218,11 @@ class Runtime:
             self.cut_off += count
             self.metrics.aborted.labels("connection").inc(count)
             _log.warn("{count} connections were cut off", event="drain_cut_off", count=count)
+
+    @property
+    def reduced_fan_out(self) -> bool:
+        """True while any process of the node burns its promise: leave out what was not asked for."""
+        return bool(self._burning)
 
     # What the health endpoints show
 
@@ -304,6 +328,20 @@ class Runtime:
         if isinstance(message.body, KernelEvent.ServiceCrashed):
             self.anomalies.observe("restart", message.body.service)
 
+    def _tell_anomaly(self, anomaly: Anomaly) -> None:
+        self.bus.publish(anomaly, topic="anomaly")
+
+    def _tell_slo(self, slo: Degradation) -> None:
+        self._note_burning(self.name, slo.burning)
+        self.bus.publish({"burning": slo.burning}, topic=SLO_TOPIC)
+
+    def _hear_slo(self, message: Message) -> None:
+        self._note_burning(message.origin, bool(message.body["burning"]))
+
+    def _note_burning(self, process: str, burning: bool) -> None:
+        (self._burning.add if burning else self._burning.discard)(process)
+        self.tracing.incident(bool(self._burning))
+
     def _announce(self, version: int) -> None:
         self.metrics.config_version.set(version)
         self.metrics.config_reloads.labels("applied").inc()
@@ -313,10 +351,27 @@ class Runtime:
     def _config_refused(self, error: ConfigError) -> None:
         """The old config goes on; an operator who looks at readiness sees why nothing changed."""
         self.metrics.config_reloads.labels("refused").inc()
+        self._config_trouble = True
         self.health.degraded("config", f"the file was not taken: {error.one_line()}")
+
+    def _forgive_config(self) -> None:
+        """A file that says again what is in force changes nothing, so that nobody announces that it was mended."""
+        if self._config_trouble and self.config.last_error is None:
+            self._config_trouble = False
+            self.health.ok("config")
 
     def _apply(self, _old: Any, new: Any) -> None:
         """What takes effect without a restart."""
         self.edge.apply(new.limits)
         self.slo.apply(new.slo)
         self.observer.set_level(new.log.level)
+
+
+def allow_descriptors(wanted: int) -> int:
+    """Raise the soft limit on open files to `wanted`, as far as the hard one lets us; the limit as it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < reachable:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+        soft = reachable
+    return soft

@@ -19,6 +19,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     socks_port: int
     pids: dict[str, int]
     device_socks_ports: tuple[int, ...] = ()
+    gateway_tls_url: str | None = None
     version: str = ""
 
 

@@ -42,6 +42,10 @@ def check_node(config: NodeConfig) -> None:
     )
     check_expose(config.gateway.expose, "gateway.expose")
     check_tls(config.gateway.tls, "gateway.tls")
+    if config.node.profile == "micronode" and config.gateway.workers > 1:
+        raise ConfigError(
+            "a micronode is one process", key="gateway.workers", hint='set it to 1, or node.profile = "macronode"'
+        )
     check_onion(config.onion, config.log, config.profiling)
     if config.onion.amnesia:
         check_memory_only(config.mailbox, config.edge)

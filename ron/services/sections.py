@@ -38,8 +38,13 @@ class E2ESection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Files (PEM) of one TLS listener. client_ca: who must have signed a client's certificate; empty asks for none."""
+    """A TLS 1.3 listener beside the plain one on loopback. bind: any address, for TLS makes it safe.
 
+    certificate, key: files (PEM), relative to the home. client_ca: who must have signed a client's certificate; empty
+    asks for none.
+    """
+
+    bind: str = "127.0.0.1:9443"
     certificate: PathText = ""
     key: PathText = ""
     client_ca: PathText = ""

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from ron.kernel import HealthState, Metrics
 from ron.kernel.aio import within
 from ron.kernel.files import DirectoryLock, private_dir, write_private
-from ron.proto.errors import ErrorCode, RonError
+from ron.proto.errors import ErrorCode, RonError, not_found
 from ron.tor.authkeys import authority_identity, relay_fingerprint
 from ron.tor.binary import TorBinary
 from ron.tor.control import ANSWER_TIMEOUT_S, ask, count_hsdirs
@@ -117,6 +117,12 @@ class PrivateNetwork:
     def on_client_up(self, listener: Callable[[WatchedTor], Awaitable[None]]) -> None:
         """Await `listener(tor)` each time a client tor has come up, first and after restarts."""
         self._up_listeners.append(listener)
+
+    def release(self, name: str) -> None:
+        """Let a quarantined tor try again. Raises NotFound for a name that is none."""
+        if name not in self.tors:
+            raise not_found(f"there is no tor {name}")
+        self.tors[name].release()
 
     def socks_port(self, client: str) -> int:
         """The SOCKS port of a client role. Raises KeyError before the network was prepared."""
@@ -243,9 +249,11 @@ class PrivateNetwork:
         self._health.ok(f"tor.{tor.name}")
 
     def _went_down(self, tor: WatchedTor, reason: str) -> None:
-        self._metrics.restarts.labels(f"tor.{tor.name}").inc()
+        if not tor.quarantined:
+            self._metrics.restarts.labels(f"tor.{tor.name}").inc()
+            reason = f"tor ended and is being restarted: {reason}"
         report = self._health.missing if tor.name in self.clients else self._health.degraded
-        report(f"tor.{tor.name}", f"tor ended and is being restarted: {reason}")
+        report(f"tor.{tor.name}", reason)
         self.write_facts()
 
     async def _until(self, deadline: float, stage: str, measure: Callable[[], Awaitable[Stage]]) -> None:

@@ -1,4 +1,4 @@
-"""Keeps one tor running: starts it, waits until it is up, starts it again with back-off when it dies.
+"""Keeps one tor running: starts it, waits until it is up, starts it again when it dies, by the supervisor's policy.
 
 In: a command line and a control port. Out: `on_up` with a live control connection after each start, `on_down` with the
 reason after each end that nobody asked for.
@@ -19,14 +19,12 @@ from txtorcon import TorControlProtocol
 from txtorcon.torcontrolprotocol import TorDisconnectError
 
 from ron.kernel.aio import cancellable, within
-from ron.kernel.backoff import Backoff
 from ron.kernel.processes import spawn, stop
+from ron.kernel.restarts import Again, RestartPolicy
 from ron.tor.control import Bootstrap, bootstrap, connect_control
 from ron.tor.process import TorProcess
 
 POLL_S = 0.1
-# A tor that has been up for this long starts again from the shortest delay.
-STEADY_AFTER_S = 10.0
 # On our own network a tor is up in two or three seconds. One that hangs has had bad luck with its first circuits, and a
 # fresh start with fresh guards gets it there sooner than its own retries.
 UP_TIMEOUT_S = 20.0
@@ -46,7 +44,7 @@ class WatchedTor:
         target_percent: int,
         on_up: Callable[[WatchedTor], Awaitable[None]],
         on_down: Callable[[WatchedTor, str], None],
-        backoff: Backoff | None = None,
+        policy: RestartPolicy | None = None,
     ) -> None:
         self.name = name
         self.control: TorControlProtocol | None = None
@@ -60,7 +58,8 @@ class WatchedTor:
         self._target_percent = target_percent
         self._on_up = on_up
         self._on_down = on_down
-        self._backoff = backoff if backoff is not None else Backoff()
+        self._policy = policy if policy is not None else RestartPolicy()
+        self._released: Deferred[None] | None = None
         self._process: TorProcess | None = None
         self._loop: Deferred[None] | None = None
         self._stopping = False
@@ -85,12 +84,31 @@ class WatchedTor:
         if self._loop is not None:
             self._loop.cancel()
 
+    @property
+    def quarantined(self) -> bool:
+        """True while it is not started again, because it keeps dying."""
+        return self._released is not None
+
+    def release(self) -> None:
+        """Let a quarantined one try again."""
+        released, self._released = self._released, None
+        if released is not None:
+            self._policy.release()
+            released.callback(None)
+
+    async def _quarantine(self) -> None:
+        _log.error("tor {tor} keeps dying: {reason}", event="tor_quarantined", tor=self.name, reason=self.last_words)
+        self._released = Deferred()
+        self._on_down(
+            self, f"it keeps dying ({self.last_words}); mend it, then: ronctl service release tor.{self.name}"
+        )
+        await self._released
+
     def _asked_to_stop(self) -> bool:
         return self._stopping
 
     async def _run(self) -> None:
         while not self._asked_to_stop():
-            started = self._reactor.seconds()
             self.progress = Bootstrap(0, "starting", "starting")
             process = self._process = spawn(self._reactor, TorProcess(self._heard), self._command)
             attending = Deferred.fromCoroutine(self._attend(process))
@@ -103,9 +121,11 @@ class WatchedTor:
             self.restarts += 1
             _log.warn("tor {tor} ended: {reason}", event="tor_down", tor=self.name, reason=self.last_words)
             self._on_down(self, self.last_words)
-            if self._reactor.seconds() - started > STEADY_AFTER_S:
-                self._backoff.reset()
-            await deferLater(self._reactor, self._backoff.next_delay_s())
+            verdict = self._policy.crashed(self._reactor.seconds())
+            if isinstance(verdict, Again):
+                await deferLater(self._reactor, verdict.delay_s)
+            else:
+                await self._quarantine()
 
     async def _attend(self, process: TorProcess) -> None:
         """Follow `process` up, then wait for the end of the control connection, without which it is no use to us."""

@@ -21,6 +21,9 @@ from ron.proto.errors import backpressure
 from ron.web.endpoint import Call, Endpoint
 
 NODE = "node"
+# The bus service that reads the node's own messages for processes that are not the node.
+TAIL = "tail"
+TAIL_GRACE_S = 5.0
 MAX_TAIL = 1000
 MAX_WAIT_S = 25.0
 # Each that waits is one more subscriber to every message.
@@ -127,6 +130,15 @@ class AdminApi:
         Raises `RonError` Backpressure when too many wait already.
         """
         call.require("topic", body.topic)
+        if self._bus.uplink is not None:
+            # one of several processes: what all of them say is kept by the node's own, which also lives longer
+            return await self._bus.call(
+                TAIL, "read", body, answer=TailAnswer, deadline_s=body.wait_s + TAIL_GRACE_S, corr_id=call.corr_id
+            )
+        return await self.read(body)
+
+    async def read(self, body: TailRequest) -> TailAnswer:
+        """`tail` of this process's own bus."""
         cursor = self._cursor(body)
         found = self._kept(body.topic, cursor)
         if not found:

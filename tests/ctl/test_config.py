@@ -126,18 +126,18 @@ class Check(Case):
 
 class Diff(Case):
     def test_what_changes_and_what_needs_a_restart(self) -> None:
-        old = self.file("[gateway]\nworkers = 2\n", "old.toml")
+        old = self.file("[mailbox]\nmax_inflight = 2\n", "old.toml")
         new = self.file("[log]\nlevel = 'debug'\n[limits]\nread_idle_ms = '20s'\n", "new.toml")
         told = json.loads(self.run_config("diff", old, new, "--json").stdout)
         self.assertEqual(
             told["changes"],
             [
-                {"key": "gateway.workers", "old": "2", "new": "1", "restart": True},
+                {"key": "mailbox.max_inflight", "old": "2", "new": "128", "restart": True},
                 {"key": "limits.read_idle_ms", "old": "15000", "new": "20000", "restart": False},
                 {"key": "log.level", "old": '"info"', "new": '"debug"', "restart": False},
             ],
         )
-        self.assertIn("gateway.workers: 2 → 1  (restart)\n", self.run_config("diff", old, new).stdout)
+        self.assertIn("mailbox.max_inflight: 2 → 128  (restart)\n", self.run_config("diff", old, new).stdout)
 
     def test_only_the_spelling_differs(self) -> None:
         old = self.file("[limits]\nread_idle_ms = '15s'\n", "old.toml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -56,10 +57,8 @@ class Ronctl(ProcessProtocol):
         return self.out.decode().split("\n")[:-1]
 
     def signal(self, name: str) -> None:
-        try:
+        with contextlib.suppress(ProcessExitedAlready):
             self.transport.signalProcess(name)  # type: ignore[union-attr]
-        except ProcessExitedAlready:
-            pass
 
     async def shows(self, true: Callable[[], object]) -> None:
         """Return once `true()` is; looked at whenever it writes or ends."""

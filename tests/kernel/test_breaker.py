@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -214,3 +215,10 @@ class Life(RuleBasedStateMachine):
 class Lives(SynchronousTestCase):
     def test_in_any_order(self) -> None:
         run_state_machine_as_test(Life)
+
+
+class Drawn(SynchronousTestCase):
+    def test_every_state_is_in_the_docs(self) -> None:
+        drawing = (Path(__file__).parents[2] / "docs" / "limits.rst").read_text("utf-8")
+        for state in CircuitState:
+            self.assertIn(f" {state.name.lower().replace('_', ' ')} ", drawing)

@@ -272,6 +272,19 @@ class Planted(Recorder):
             self.log.info("{text}", text=text)
             self.assertNotIn(secret[:8], self.observer.ring[-1])
 
+    def test_quoted_within_quotes(self) -> None:
+        inner = {"token": SECRET * 3, "it's": 1}
+        for text in (json.dumps(inner), repr(inner), f"{inner}"):
+            for outer in (json.dumps({"answer": text}), repr([text]), repr(repr([text + '"'])), repr(text.encode())):
+                self.log.info("{outer} {outer!r}", outer=outer)
+                self.assertNotIn(SECRET, self.observer.ring[-1])
+
+    def test_a_capability_of_ours_on_its_own(self) -> None:
+        # the head of a libmacaroons v2 token without a location, base64url
+        token = "AgIkMDAwMDAwMDAtMDAwMC03MDAwLTgwMDAtMDAwMDAwMDAwMDAwAAIGc2NvcGUg"
+        self.log.info("asked for /v1/x?c={c}", c=token)
+        self.assertNotIn(token[8:], self.observer.ring[-1])
+
     def test_hostile_text_costs_no_more_than_its_length(self) -> None:
         """Were one of the patterns to look back and forth, this would not end."""
         for piece in (

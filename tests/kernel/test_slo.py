@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -197,3 +199,10 @@ class Closing(Degraded):
         second()
         self.slo.admit_write()
         self.assertEqual(self.gauge("writes_closed"), 0)
+
+
+class Drawn(SynchronousTestCase):
+    def test_every_state_is_in_the_docs(self) -> None:
+        drawing = (Path(__file__).parents[2] / "docs" / "limits.rst").read_text("utf-8")
+        for state in SloState:
+            self.assertIn(f" {state.name.lower().replace('_', ' ')} ", drawing)

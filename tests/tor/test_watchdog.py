@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from ron.kernel import processes as processes_module
 from ron.kernel.backoff import Backoff
 from ron.kernel.processes import KEPT_LINES, spawn, stop
+from ron.kernel.restarts import RestartPolicy
 from ron.tor import process as process_module
 from ron.tor import watchdog as watchdog_module
 from ron.tor.process import TorProcess, reap_stale
@@ -38,6 +39,11 @@ told = Child(lambda line: print(process.pid, flush=True))
 process = spawn(reactor, told, ["/bin/sh", "-c", "echo ready; exec sleep 60"])
 reactor.run()
 """
+
+
+def patient(backoff: Backoff) -> RestartPolicy:
+    """One that never gives up."""
+    return RestartPolicy(max_restarts=1000, backoff=backoff)
 
 
 def runs(pid: int | None) -> bool:
@@ -67,7 +73,7 @@ class Watched(FakeTor):
             target_percent=100,
             on_up=self.came_up,
             on_down=lambda _tor, reason: self.downs.append(reason),
-            backoff=settings.get("backoff") or Backoff(base_s=0.01, ceiling_s=0.02),
+            policy=settings.get("policy") or patient(Backoff(base_s=0.01, ceiling_s=0.02)),
         )
         self.addCleanup(tor.stop)
         tor.start()
@@ -145,7 +151,7 @@ class Dying(Watched):
         self.assertEqual(len(set(self.ups)), 3)
         self.assertEqual((tor.restarts, tor.up), (2, True))
 
-    async def test_it_tells_tors_ownlast_words(self) -> None:
+    async def test_it_tells_tors_own_last_words(self) -> None:
         tor = self.watch(DIES, control_port=1)
         await until(lambda: self.downs)
         self.assertEqual((self.downs[0], tor.last_words), ("No more ports", "No more ports"))
@@ -153,7 +159,7 @@ class Dying(Watched):
     async def test_with_back_off_between_the_starts(self) -> None:
         delays = Backoff(base_s=0.05, ceiling_s=0.4)
         times: list[float] = []
-        tor = self.watch(DIES, control_port=1, backoff=delays)
+        tor = self.watch(DIES, control_port=1, policy=patient(delays))
         for count in (1, 2, 3, 4):
             await until(lambda count=count: len(self.downs) >= count)
             times.append(reactor.seconds())
@@ -163,20 +169,33 @@ class Dying(Watched):
         self.assertFalse(tor.up)
 
     async def test_stop_during_the_back_off_starts_nothing_more(self) -> None:
-        tor = self.watch(DIES, control_port=1, backoff=Backoff(base_s=0.05, ceiling_s=0.06))
+        tor = self.watch(DIES, control_port=1, policy=patient(Backoff(base_s=0.05, ceiling_s=0.06)))
         await until(lambda: self.downs)
         await tor.stop()
         await deferLater(reactor, 0.1)
         self.assertEqual(len(self.downs), 1)
         self.assertIsNone(tor.pid)
 
-    async def test_the_shortest_delay_again_after_a_steady_time(self) -> None:
-        self.patch(watchdog_module, "STEADY_AFTER_S", -1.0)
-        backoff = Backoff(base_s=0.001, ceiling_s=1000)
-        for _ in range(30):
-            backoff.next_delay_s()
-        self.watch(DIES, control_port=1, backoff=backoff)
-        await until(lambda: len(self.downs) > 3)
+    async def test_one_that_keeps_dying_is_left_until_it_is_released(self) -> None:
+        policy = RestartPolicy(max_restarts=2, backoff=Backoff(base_s=0.001, ceiling_s=0.002))
+        tor = self.watch(DIES, control_port=1, policy=policy)
+        await until(lambda: tor.quarantined)
+        self.assertEqual(tor.restarts, 3)
+        self.assertIn("ronctl service release tor.onion", self.downs[-1])
+        await deferLater(reactor, 0.05)
+        self.assertEqual(tor.restarts, 3, "it was started again without being released")
+        tor.release()
+        self.assertFalse(tor.quarantined)
+        await until(lambda: tor.quarantined)
+        self.assertEqual(tor.restarts, 6)
+
+    async def test_stop_ends_a_quarantine(self) -> None:
+        policy = RestartPolicy(max_restarts=0, backoff=Backoff(base_s=0.001, ceiling_s=0.002))
+        tor = self.watch(DIES, control_port=1, policy=policy)
+        await until(lambda: tor.quarantined)
+        await tor.stop()
+        tor.release()
+        self.assertIsNone(tor.pid)
 
     async def test_a_program_that_is_not_there(self) -> None:
         tor = self.watch(["/no/such/tor"], control_port=1)

@@ -191,6 +191,18 @@ class Connections(Limited):
         self.assertEqual(read("bytes_in_total"), len(request("GET", "/small")))
         self.assertGreater(read("bytes_out_total") or 0, 200)
 
+    async def test_what_waits_in_a_pipeline_is_counted_once(self) -> None:
+        self.limited()
+        wire = await self.wire()
+        asked = request("GET", "/slow") + request("POST", "/note", body=b'{"text":"a"}') + request("GET", "/small")
+        wire.send(asked)
+        await until(lambda: self.waiting)
+        self.waiting.pop().callback(1)
+        for _ in range(3):
+            self.assertEqual((await wire.response()).status, 200)
+        self.edge.traffic.flush()
+        self.assertEqual(self.metrics.registry.get_sample_value("bytes_in_total"), len(asked))
+
 
 class SlowLoris(Limited):
     """A connection that drips is cut, however it drips. Deadlines by the clock, bytes by real sockets."""

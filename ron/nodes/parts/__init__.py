@@ -21,6 +21,7 @@ from ron.nodes.runtime import Runtime
 from ron.proto.addresses import HostPort
 from ron.services.configs import NodeConfig
 from ron.services.sections import TlsConfig
+from ron.web.health import NodeView
 from ron.web.site import RonSite
 
 _log = Logger(namespace="ron.node")
@@ -38,11 +39,13 @@ class PartSpec(NamedTuple):
 
 # What the edge of a Macronode listens on, for its gateways.
 EDGE_SOCKET = "edge.sock"
+# The TLS listener beside a plain one.
+TLS_SUFFIX = "-tls"
 # In the order of what they need. Modules are imported only by the process that hosts the part.
 PARTS: dict[str, PartSpec] = {
     "edge": PartSpec("ron.nodes.parts.edge", "EdgePart"),
     "mailbox": PartSpec("ron.nodes.parts.mailbox", "MailboxPart"),
-    "gateway": PartSpec("ron.nodes.parts.gateway", "GatewayPart", requires=("edge",)),
+    "gateway": PartSpec("ron.nodes.parts.gateway", "GatewayPart", requires=("edge",), essential=True),
     "oniond": PartSpec(
         "ron.nodes.parts.oniond", "OniondPart", requires=("gateway", "mailbox"), essential=True, start_s=300
     ),
@@ -55,7 +58,8 @@ class Host:
     """What a part is given.
 
     addresses: where the node's listeners are, by name. sockets: what this process accepts from, by name.
-    run: the folder for Unix sockets. local: the parts that live in the same process.
+    run: the folder for Unix sockets. local: the parts that live in the same process. view: whose health the listeners
+    show, where it is not the process's own.
     """
 
     runtime: Runtime
@@ -64,6 +68,7 @@ class Host:
     sockets: Mapping[str, int | Path]
     run: Path
     local: dict[str, Part] = field(default_factory=dict)
+    view: NodeView | None = None
 
 
 class Part:
@@ -86,7 +91,7 @@ class Part:
         return {}
 
     def tls(self, _listener: str) -> TlsConfig | None:
-        """The certificate files of a listener that speaks TLS."""
+        """The certificate files of the listener that speaks TLS beside `_listener`, if there is one."""
         return None
 
 
@@ -119,9 +124,11 @@ class PartUnit(ServiceUnit):
         await super().start(crashed)
         host = self._part.host
         for listener, site in self._sites.items():
-            self._listening.append(
-                host.runtime.listen(host.sockets[listener], site, listener, self._part.tls(listener))
-            )
+            self._listening.append(host.runtime.listen(host.sockets[listener], site))
+            tls = self._part.tls(listener)
+            if tls is not None:
+                where = host.sockets[listener + TLS_SUFFIX]
+                self._listening.append(host.runtime.listen_tls(where, site, listener, tls))
         handlers = self._part.handlers()
         if handlers:
             # queries answer at once; a command that waits on the network must not hold up the others
@@ -134,8 +141,8 @@ class PartUnit(ServiceUnit):
             await one.stop_accepting()
         await super().stop()
         runtime = self._part.host.runtime
-        for one in listening:
-            runtime.count_cut_off(await one.drain(runtime.drain_s))
+        for site in self._sites.values():
+            runtime.count_cut_off(await site.drain(runtime.drain_s))
         self._end_serving()
 
     def abort(self) -> None:

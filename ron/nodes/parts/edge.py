@@ -39,4 +39,4 @@ class EdgePart(Part):
         """Only where a gateway in another process needs it."""
         if "edge" not in self.host.sockets:
             return {}
-        return {"edge": self.host.runtime.site(public_endpoints(self.service), health=False)}
+        return {"edge": self.host.runtime.site(public_endpoints(self.service), health=False, name="edge")}

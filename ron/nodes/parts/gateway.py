@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from twisted.application.service import Service
 
-from ron.nodes.board import NodeHealth
 from ron.nodes.parts import EDGE_SOCKET, Host, Part
 from ron.proto.facts import HelloReport, NodeStatus
 from ron.sdk.edge import EdgeClient
@@ -31,9 +30,8 @@ class GatewayPart(Part):
         """Page, tiles, assets, status, health, and the node's administration."""
         runtime = self.host.runtime
         endpoints = [*self._api.endpoints(), *runtime.admin_endpoints()]
-        # in a process of its own, the gateway answers for the whole node
-        view = None if "edge" in self.host.local else NodeHealth(runtime)
-        return {"gateway": runtime.site(endpoints, body_limit=BODY_LIMIT_BYTES, view=view)}
+        site = runtime.site(endpoints, body_limit=BODY_LIMIT_BYTES, view=self.host.view, name="gateway")
+        return {"gateway": site}
 
     def tls(self, _listener: str) -> TlsConfig | None:
         """As configured."""

@@ -19,7 +19,9 @@ class HelloPart(Part):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self.service = HelloService(host.runtime.reactor, make_devices=self._make_devices)
+        self.service = HelloService(
+            host.runtime.reactor, make_devices=self._make_devices, quiet=lambda: host.runtime.reduced_fan_out
+        )
 
     def handlers(self) -> Handlers:
         """report: the latest ping; asking starts the next one when it is due."""
@@ -48,4 +50,5 @@ class HelloPart(Part):
         runtime = self.host.runtime
         capability = runtime.authority.mint([Caveat("scope", scope), Caveat("topic", topic)])
         http = onion_http(runtime.reactor, socks_port)
-        return Mailbox(Api(runtime.reactor, http, f"http://{onion}:{MAILBOX_PORT}", capability))
+        url = f"http://{onion}:{MAILBOX_PORT}"
+        return Mailbox(Api(runtime.reactor, http, url, capability, circuits=runtime.circuits))

@@ -37,5 +37,7 @@ class MailboxPart(Part):
 
     def sites(self) -> Mapping[str, RonSite]:
         """send, recv, ack."""
-        site = self.host.runtime.site(api.endpoints(self.service), body_limit=api.BODY_LIMIT_BYTES)
+        site = self.host.runtime.site(
+            api.endpoints(self.service), body_limit=api.BODY_LIMIT_BYTES, view=self.host.view, name="mailbox"
+        )
         return {"mailbox": site}

@@ -82,7 +82,7 @@ class OniondPart(Part):
         await self.service.bring_up()
 
     def handlers(self) -> Handlers:
-        """onions, tor, pids: as they stand. onion: an app's address. socks: a client role's port."""
+        """onions, tor, pids: as they stand. onion: an app's address. socks: a client role's port. release: a tor."""
         network = self.service.network
         return {
             "onions": lambda _command: self.service.status(),
@@ -90,6 +90,7 @@ class OniondPart(Part):
             "pids": lambda _command: network.pids(),
             "onion": lambda command: self.service.onion(_text(command)),
             "socks": self._socks,
+            "release": lambda command: network.release(_text(command)),
         }
 
     def _socks(self, command: Command) -> int:

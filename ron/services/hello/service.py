@@ -20,11 +20,19 @@ _log = Logger(namespace="ron.hello")
 
 
 class HelloService(Service):
-    """`make_devices` gives the two ends, or None while there is no onion to send over."""
+    """`make_devices` gives the two ends, or None while there is no onion to send over. quiet: true while
+    nothing should be sent that nobody asked for."""
 
-    def __init__(self, reactor: Any, *, make_devices: Callable[[], Awaitable[tuple[Device, Device] | None]]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        make_devices: Callable[[], Awaitable[tuple[Device, Device] | None]],
+        quiet: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._reactor = reactor
         self._make_devices = make_devices
+        self._quiet = quiet
         self._devices: tuple[Device, Device] | None = None
         self._report = PingReport()
         self._running: Deferred[None] | None = None
@@ -33,7 +41,8 @@ class HelloService(Service):
 
     def report(self) -> PingReport:
         """The latest ping; looking at it starts the next one when it is due."""
-        if self.running and self._running is None and self._reactor.seconds() - self._last_end >= EVERY_S:
+        due = self._running is None and self._reactor.seconds() - self._last_end >= EVERY_S
+        if self.running and due and not self._quiet():
             self._start()
         if self._running is not None:
             return msgspec.structs.replace(self._report, state="running", steps=tuple(self._steps))
