@@ -435,8 +435,8 @@ class SlowPeers(IpcCase):
         self.patch(ipc_wire, "OUTBOX_BYTES", 1_000_000)
         slow = await self.make_welcome("slow")
         slow.pause()
-        for _ in range(100):
-            self.bus.publish(bytes(100_000), topic="t")
+        for _ in range(200):
+            self.bus.publish(bytes(50_000), topic="t")
             await self.turns(1)
         peer = next(iter(self.hub.peers))
         self.assertLessEqual(sum(map(len, peer._outbox)), 1_000_000)

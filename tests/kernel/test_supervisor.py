@@ -18,7 +18,8 @@ from ron.kernel.bus import Bus
 from ron.kernel.events import KernelEvent
 from ron.kernel.health import HealthState
 from ron.kernel.metrics import Metrics
-from ron.kernel.supervisor import STOP_S, Supervisor, UnitStatus, _machine
+from ron.kernel.supervisor import STOP_S, Supervisor, UnitStatus
+from ron.kernel.unit import machine
 from ron.proto.errors import ErrorCode, RonError, unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -594,12 +595,12 @@ class Model(SynchronousTestCase):
 
 
 class Drawing(SynchronousTestCase):
-    def test_the_table_in_the_docs_is_the_machine(self) -> None:
+    def test_the_table_in_the_docs_is_themachine(self) -> None:
         text = (ROOT / "docs" / "kernel-unit-states.rst").read_text()
         table = text.partition(".. unit-states begin")[2].partition(".. unit-states end")[0]
         drawn = set(re.findall(r"^   \* - (\w+)\n     - (\w+)\n     - (\w+)$", table, re.MULTILINE)) - {
             ("state", "event", "next"),
         }
-        automaton = _machine.__automat_automaton__
+        automaton = machine.__automat_automaton__
         real = {(before.name, event, after.name) for before, event, after, _out in automaton.allTransitions()}
         self.assertEqual(sorted(drawn), sorted(real))
