@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -137,3 +138,73 @@ def build_pack(folder: Path, max_zoom: int = 5) -> Path:
     command = [str(BIN / "ronctl"), "pack", "build", "--out", str(out), "--max-zoom", str(max_zoom)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return out
+
+
+# wrk's own summary rounds; this prints what it measured, corrected for nothing.
+_LUA = """
+done = function(summary, latency, requests)
+  io.write(string.format("RPS %.1f P50 %.3f P95 %.3f P99 %.3f ERR %d\\n", summary.requests / summary.duration * 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3,
+    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout))
+end
+"""
+
+
+def wrk(
+    url: str, seconds: float, *, connections: int, cpu: str | None = CLIENT_CPU, errors_allowed: bool = False
+) -> dict[str, float]:
+    """Load `url` from one wrk thread; requests a second and latencies in ms. Raises RuntimeError on any error."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(_LUA)
+        script.flush()
+        pinned = ["taskset", "-c", cpu] if cpu is not None else []
+        command = [*pinned, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script.name, url]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"RPS ([\d.]+) P50 ([\d.]+) P95 ([\d.]+) P99 ([\d.]+) ERR (\d+)", text)
+    if found is None or (int(found[5]) and not errors_allowed):
+        raise RuntimeError(f"wrk against {url}: {text}")
+    rps, p50, p95, p99 = (float(value) for value in found.groups()[:4])
+    return {"rps": rps, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+
+
+class Node:
+    """A whole node with the world map, started from `config`; `facts` and `cap` once it is up."""
+
+    def __init__(self, folder: Path, config: str, *, plugin: str = "ron-node") -> None:
+        self.home = folder
+        (folder / "packs").mkdir(parents=True, exist_ok=True)
+        if not (folder / "packs" / "world.pmtiles").exists():
+            build_pack(folder / "packs")
+        path = folder / "node.toml"
+        path.write_text(config)
+        command = ["setpriv", "--pdeathsig", "TERM", "--", str(BIN / "twistd"), "--pidfile=", "-n", plugin]
+        self._process = subprocess.Popen(
+            [*command, "--config", str(path)],
+            cwd=ROOT,
+            env={**os.environ, "RON_HOME": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def __enter__(self) -> Node:
+        deadline = time.monotonic() + 150
+        while not (self.home / "node.json").exists():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                self.__exit__()
+                raise RuntimeError("the node did not come up")
+            time.sleep(0.1)
+        self.facts: dict[str, Any] = json.loads((self.home / "node.json").read_text())
+        self.cap = (self.home / "admin.cap").read_text().strip()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.terminate()
+        self._process.wait(60)
+
+
+def memory_mib(pid: int) -> dict[str, float]:
+    """RSS and PSS of a process."""
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if ":" in line[:20]
+    )
+    return {f"{kind.lower()}_mib": round(int(fields[kind].split()[0]) / 1024, 1) for kind in ("Rss", "Pss")}

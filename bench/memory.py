@@ -29,7 +29,7 @@ def main() -> None:
             _wait(home / "node.json")
             facts = json.loads((home / "node.json").read_text())
             _use(facts, home)
-            mib = {name: _memory(pid) for name, pid in facts["pids"].items()}
+            mib = {name: harness.memory_mib(pid) for name, pid in facts["pids"].items()}
         finally:
             _stop(node)
         mib["bare twistd web"] = _bare(["web", "--listen", f"tcp:{harness.free_port()}:interface=127.0.0.1"], folder)
@@ -76,13 +76,6 @@ def _bare(arguments: list[str], folder: Path) -> dict[str, float]:
     process = _start(arguments, folder)
     time.sleep(3)
     try:
-        return _memory(process.pid)
+        return harness.memory_mib(process.pid)
     finally:
         _stop(process)
-
-
-def _memory(pid: int) -> dict[str, float]:
-    fields = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if ":" in line[:20]
-    )
-    return {f"{kind.lower()}_mib": round(int(fields[kind].split()[0]) / 1024, 1) for kind in ("Rss", "Pss")}

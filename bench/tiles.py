@@ -6,7 +6,6 @@ Server on one core, wrk on the other, 16 keep-alive connections. Needs nginx, wr
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import time
@@ -18,18 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import harness
-from bench.harness import BIN, CLIENT_CPU, ROOT, free_port, running, scratch
+from bench.harness import BIN, ROOT, SERVER_CPU, free_port, running, scratch, wrk
 
 TILE = (3, 4, 2)
 SECONDS, ROUNDS, CONNECTIONS = 5, 3, 16
 PEER = "tileserver-gl-light@5.6.0"
-_LUA = """
-done = function(summary, latency, requests)
-  io.write(string.format("RPS %.1f P50 %.3f P95 %.3f P99 %.3f ERR %d\\n", summary.requests / summary.duration * 1e6,
-    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3,
-    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout))
-end
-"""
 
 
 def main() -> None:
@@ -37,8 +29,6 @@ def main() -> None:
     z, x, y = TILE
     with scratch() as folder:
         harness.build_pack(folder)
-        script = folder / "report.lua"
-        script.write_text(_LUA)
         servers = _servers(folder, f"{z}/{x}/{y}.png")
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
         sizes = {}
@@ -48,8 +38,8 @@ def main() -> None:
                 with serve(port) as path:
                     url = f"http://127.0.0.1:{port}{path}"
                     sizes[name] = _first_size(url)
-                    _wrk(url, script, 1)
-                    runs[name].append(_wrk(url, script, SECONDS))
+                    wrk(url, 1, connections=CONNECTIONS)
+                    runs[name].append(wrk(url, SECONDS, connections=CONNECTIONS))
     best = {name: max(rounds, key=lambda r: r["rps"]) for name, rounds in runs.items()}
     ours = best["rustyonions"]
     ratios = {
@@ -65,7 +55,7 @@ def _servers(folder: Path, tile: str) -> dict[str, Callable[[int], AbstractConte
     def ours(port: int) -> AbstractContextManager[str]:
         return _Serving([BIN / "python", "-m", "bench.serve", "tiles", str(port), folder], port, f"/tiles/{tile}")
 
-    servers = {"rustyonions": ours, "nginx": lambda port: _nginx(folder, tile, port)}
+    servers = {"rustyonions": ours, "nginx": lambda port: nginx(folder, tile, port)}
     peer = _install_peer(folder)
     if peer is not None:
         servers["tileserver-gl-light"] = lambda port: _Serving(
@@ -80,8 +70,10 @@ def _servers(folder: Path, tile: str) -> dict[str, Callable[[int], AbstractConte
 class _Serving:
     """A server as a context manager that gives the path to ask for."""
 
-    def __init__(self, command: list[str | Path], port: int, path: str, cwd: Path = ROOT) -> None:
-        self._running = running(command, port, cwd=cwd)
+    def __init__(
+        self, command: list[str | Path], port: int, path: str, cwd: Path = ROOT, cpu: str = SERVER_CPU
+    ) -> None:
+        self._running = running(command, port, cwd=cwd, cpu=cpu)
         self._path = path
 
     def __enter__(self) -> str:
@@ -92,8 +84,8 @@ class _Serving:
         self._running.__exit__(*error)
 
 
-def _nginx(folder: Path, tile: str, port: int) -> _Serving:
-    """nginx with one worker and the tile as a file, ETag on, logs off."""
+def nginx(folder: Path, tile: str, port: int, *, workers: int = 1, cpu: str = SERVER_CPU) -> _Serving:
+    """nginx with `workers` and the tile as a file, ETag on, logs off."""
     root = folder / "nginx"
     target = root / "www" / "tiles" / tile
     if not target.exists():
@@ -106,12 +98,14 @@ def _nginx(folder: Path, tile: str, port: int) -> _Serving:
     folder.chmod(0o755)
     config = root / "nginx.conf"
     config.write_text(
-        f"daemon off; worker_processes 1; pid {root}/pid; error_log /dev/null; events {{ worker_connections 1024; }}\n"
+        f"daemon off; worker_processes {workers}; pid {root}/pid; error_log /dev/null;\n"
+        "events { worker_connections 1024; }\n"
         f"http {{ access_log off; sendfile on; tcp_nopush on; open_file_cache max=1000; keepalive_requests 10000000;\n"
-        f"  types {{ image/png png; }} server {{ listen 127.0.0.1:{port}; root {root}/www; etag on; }} }}\n"
+        f"  types {{ image/png png; }} server {{ listen 127.0.0.1:{port}; root {root}/www; etag on;\n"
+        f"    location = /healthz {{ return 200 'ok'; }} }} }}\n"
     )
-    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
-    return _Serving([nginx, "-p", root, "-c", config], port, f"/tiles/{tile}")
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    return _Serving([program, "-p", root, "-c", config], port, f"/tiles/{tile}", cpu=cpu)
 
 
 def _install_peer(folder: Path) -> Path | None:
@@ -145,13 +139,3 @@ def _first_size(url: str) -> int:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
-
-
-def _wrk(url: str, script: Path, seconds: int) -> dict[str, float]:
-    command = ["taskset", "-c", CLIENT_CPU, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"RPS ([\d.]+) P50 ([\d.]+) P95 ([\d.]+) P99 ([\d.]+) ERR (\d+)", text)
-    if found is None or int(found[5]):
-        raise RuntimeError(f"wrk against {url}: {text}")
-    rps, p50, p95, p99 = (float(value) for value in found.groups()[:4])
-    return {"rps": rps, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ron.kernel import correlation
 from ron.kernel.commands import Call, Command, Handlers, ServiceQueue, Span, Tracer
 from ron.kernel.events import AnyKernelEvent, KernelEvent
 from ron.kernel.metrics import Metrics
@@ -108,7 +109,9 @@ class Bus:
         """
         if isinstance(body, AnyKernelEvent) != (topic == KERNEL_TOPIC) or type(body) is KernelEvent:
             raise ValueError("kernel events, and nothing else, go on the topic 'kernel'")
-        message = Message(self._seq + 1, self._now(), topic, self.origin, corr_id or str(uuid7()), body)
+        message = Message(
+            self._seq + 1, self._now(), topic, self.origin, corr_id or correlation.current() or str(uuid7()), body
+        )
         self._spread(message)
         for tap in self._taps:
             tap(message)
@@ -206,7 +209,7 @@ class Bus:
         Raises `RonError`: `Busy` when the service's queue is full, Timeout after `deadline_s`, StoreUnavailable when
         nobody serves it, or what the service raised.
         """
-        ask = Command(service, command, body, corr_id or str(uuid7()), deadline_s)
+        ask = Command(service, command, body, corr_id or correlation.current() or str(uuid7()), deadline_s)
         reply = await self.submit(ask)
         return reply if answer is None else _fit(reply, answer, ask)
 

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ron.kernel import correlation
 from ron.kernel.metrics import Metrics
 from ron.proto.errors import ErrorCode, RonError, not_found, unavailable
 
@@ -172,7 +173,9 @@ class ServiceQueue:
         self._free -= 1
         self._working.add(call)
         span = self._span(call.command)
+        mark = correlation.begin(call.command.corr_id)
         work: Deferred[Any] = self._begin(call.command)
+        correlation.end(mark)
         if span is not None:
             work.addBoth(_end_span, span)
         # its own reply goes out before the next command is begun

@@ -15,7 +15,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Formatter
@@ -26,6 +25,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
+from ron.kernel import correlation
 from ron.proto.errors import bad_request
 
 RING_EVENTS = 4096
@@ -59,7 +59,6 @@ _SECRET_ASSIGNED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _LEVELS = {"debug": LogLevel.debug, "info": LogLevel.info, "warn": LogLevel.warn, "error": LogLevel.error}
-_about: ContextVar[dict[str, str]] = ContextVar("ron_log_about")
 
 
 def kid_hash(kid: str | bytes) -> str:
@@ -71,12 +70,11 @@ def kid_hash(kid: str | bytes) -> str:
 @contextmanager
 def correlated(*, corr_id: str, request_id: str | None = None, peer_addr: str | None = None) -> Iterator[None]:
     """Within the block, and in the coroutines started in it, every event carries these; its own fields go first."""
-    given = {"corr_id": corr_id, "request_id": request_id, "peer_addr": peer_addr}
-    mark = _about.set({name: value for name, value in given.items() if value is not None})
+    mark = correlation.begin(corr_id, request_id=request_id, peer_addr=peer_addr)
     try:
         yield
     finally:
-        _about.reset(mark)
+        correlation.end(mark)
 
 
 def redact(text: str) -> str:
@@ -93,7 +91,7 @@ def redact(text: str) -> str:
 
 def as_json_line(event: LogEvent, *, service: str) -> str:
     """One event as one line: `ts`, `level`, `service`, `event`, what `correlated` says, and the event's own fields."""
-    event = _without_secrets({**_about.get({}), **event})
+    event = _without_secrets({**correlation.about(), **event})
     when = datetime.fromtimestamp(event.get("log_time", 0.0), tz=UTC)
     line: dict[str, Any] = {
         "ts": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),

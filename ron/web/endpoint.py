@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ron.auth import Capability, Wanted
+from ron.kernel import correlation
 from ron.kernel.inflate import inflate
 from ron.kernel.limits import Refused
 from ron.kernel.tracing import Span
@@ -129,6 +130,7 @@ class BoundEndpoint:
             self._turn_away(error, turn)
             return
         self._inflight.inc()
+        mark = correlation.begin(turn.corr_id)
         try:
             turn.span = edge.trace(self.spec, request, turn.corr_id)
             outcome = self._start(turn, params)
@@ -142,6 +144,8 @@ class BoundEndpoint:
                 self._wait(outcome, turn)
             else:
                 self._finish(answer, turn)
+        finally:
+            correlation.end(mark)
 
     def _make_room(self) -> None:
         """Raise `Refused` when there is no room for this kind of call; nothing is taken then."""

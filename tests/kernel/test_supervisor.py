@@ -595,7 +595,7 @@ class Model(SynchronousTestCase):
 
 
 class Drawing(SynchronousTestCase):
-    def test_the_table_in_the_docs_is_themachine(self) -> None:
+    def test_the_table_in_the_docs_is_the_machine(self) -> None:
         text = (ROOT / "docs" / "kernel-unit-states.rst").read_text()
         table = text.partition(".. unit-states begin")[2].partition(".. unit-states end")[0]
         drawn = set(re.findall(r"^   \* - (\w+)\n     - (\w+)\n     - (\w+)$", table, re.MULTILINE)) - {

@@ -147,6 +147,11 @@ class Daemon:
         assert self._process is not None
         return self._process.wait(timeout=STOP_TIMEOUT_S)
 
+    def send(self, how: signal.Signals) -> None:
+        """Send `how` and go on."""
+        assert self._process is not None
+        self._process.send_signal(how)
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Signal it and wait for the end."""
         assert self._process is not None

@@ -902,6 +902,6 @@ class Properties(SynchronousTestCase):
             whole = split_response(written)
             assert whole is not None, written
             response, written = whole
-            self.assertIn(response.status, (100, 200, 400, 404, 405, 413))
+            self.assertIn(response.status, (100, 200, 400, 404, 405, 413, 501))
             if response.status >= 400:
                 self.assertIn("error", response.json)
