@@ -157,6 +157,9 @@ class _Connection(ProxyServer):
     factory: _Front  # type: ignore[assignment]
     transport: Any
 
+    def __init__(self) -> None:
+        self._early: list[bytes] = []
+
     def connectionMade(self) -> None:
         """Nothing is read before there is somebody to read it to."""
         front = self.factory
@@ -166,6 +169,20 @@ class _Connection(ProxyServer):
         client = _Inward()
         client.setServer(self)
         front.reactor.connectUNIX(str(front.path), cast(Any, client))
+
+    def setPeer(self, peer: Any) -> None:
+        """The other half is there."""
+        super().setPeer(peer)
+        early, self._early = self._early, []
+        for some in early:
+            peer.transport.write(some)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Inward. TLS gives out what it had read before it was paused: one read at most."""
+        if self.peer is None:
+            self._early.append(data)
+        else:
+            super().dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client has gone."""

@@ -63,6 +63,7 @@ def check_oniond(config: OniondConfig) -> None:
             raise ConfigError(f"{app.name!r} is there twice", key=f"apps[{index}].name", hint="one section per app")
         check_expose(app.expose, f"apps[{index}].expose")
     check_tls(config.admin.tls, "admin.tls")
+    check_dos(config.dos)
     check_onion(config.onion, config.log, config.profiling)
 
 
@@ -147,6 +148,11 @@ def check_trust(dos: DosConfig, federation: FederationConfig, security: Security
         raise ConfigError("federation is not built yet", key="federation.enabled", hint="set it to false")
     if security.attestation:
         raise ConfigError("attestation is not built yet", key="security.attestation", hint="set it to false")
+    check_dos(dos)
+
+
+def check_dos(dos: DosConfig) -> None:
+    """Raises `ConfigError` when the difficulty is beyond its own bound."""
     if dos.pow_difficulty > dos.pow_upper_bound:
         raise ConfigError(
             f"{dos.pow_difficulty} is over dos.pow_upper_bound ({dos.pow_upper_bound})",

@@ -71,6 +71,7 @@ class OniondConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     observability: ObservabilityConfig = ObservabilityConfig()
     profiling: ProfilingConfig = ProfilingConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
+    dos: DosConfig = DosConfig()
     log: LogSection = LogSection()
 
 

@@ -15,7 +15,7 @@ LIVE = {"reload": True}
 PathText = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f]*\Z")]
 Peer = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x20]+\Z")]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Bits = Annotated[int, Meta(ge=1, le=40)]
+Bits = Annotated[int, Meta(ge=1, le=32)]
 
 
 class NodeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,10 +1,8 @@
-from collections.abc import Iterable as _Iterable
-from collections.abc import Mapping as _Mapping
-from typing import ClassVar as _ClassVar
-
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -13,15 +11,14 @@ class HealthRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class HealthResponse(_message.Message):
-    __slots__ = ("degraded", "missing", "ready", "reasons")
+    __slots__ = ("ready", "missing", "degraded", "reasons")
     class ReasonsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
         value: str
-        def __init__(self, key: str | None = ..., value: str | None = ...) -> None: ...
-
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     READY_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
@@ -30,13 +27,7 @@ class HealthResponse(_message.Message):
     missing: _containers.RepeatedScalarFieldContainer[str]
     degraded: _containers.RepeatedScalarFieldContainer[str]
     reasons: _containers.ScalarMap[str, str]
-    def __init__(
-        self,
-        ready: bool | None = ...,
-        missing: _Iterable[str] | None = ...,
-        degraded: _Iterable[str] | None = ...,
-        reasons: _Mapping[str, str] | None = ...,
-    ) -> None: ...
+    def __init__(self, ready: _Optional[bool] = ..., missing: _Optional[_Iterable[str]] = ..., degraded: _Optional[_Iterable[str]] = ..., reasons: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
@@ -46,7 +37,7 @@ class StatusResponse(_message.Message):
     __slots__ = ("json",)
     JSON_FIELD_NUMBER: _ClassVar[int]
     json: str
-    def __init__(self, json: str | None = ...) -> None: ...
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
 
 class ServicesRequest(_message.Message):
     __slots__ = ()
@@ -56,10 +47,10 @@ class ServicesResponse(_message.Message):
     __slots__ = ("services",)
     SERVICES_FIELD_NUMBER: _ClassVar[int]
     services: _containers.RepeatedCompositeFieldContainer[Service]
-    def __init__(self, services: _Iterable[Service | _Mapping] | None = ...) -> None: ...
+    def __init__(self, services: _Optional[_Iterable[_Union[Service, _Mapping]]] = ...) -> None: ...
 
 class Service(_message.Message):
-    __slots__ = ("name", "pid", "reason", "restarts", "state")
+    __slots__ = ("name", "state", "restarts", "reason", "pid")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
@@ -70,14 +61,7 @@ class Service(_message.Message):
     restarts: int
     reason: str
     pid: int
-    def __init__(
-        self,
-        name: str | None = ...,
-        state: str | None = ...,
-        restarts: int | None = ...,
-        reason: str | None = ...,
-        pid: int | None = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., reason: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ConfigVersionRequest(_message.Message):
     __slots__ = ()
@@ -87,25 +71,25 @@ class ConfigVersionResponse(_message.Message):
     __slots__ = ("version",)
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: int | None = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: str | None = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class ReleaseResponse(_message.Message):
     __slots__ = ("service",)
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     service: Service
-    def __init__(self, service: Service | _Mapping | None = ...) -> None: ...
+    def __init__(self, service: _Optional[_Union[Service, _Mapping]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: str | None = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class DrainResponse(_message.Message):
     __slots__ = ()
@@ -116,9 +100,9 @@ class ReloadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReloadResponse(_message.Message):
-    __slots__ = ("restart_needed", "version")
+    __slots__ = ("version", "restart_needed")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RESTART_NEEDED_FIELD_NUMBER: _ClassVar[int]
     version: int
     restart_needed: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: int | None = ..., restart_needed: _Iterable[str] | None = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., restart_needed: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -38,6 +38,7 @@ class Desk:
     def __init__(self, runtime: ControlRuntime) -> None:
         self._runtime = runtime
         self._open: set[Deferred[Message]] = set()
+        self._closed = False
         self._latency = {
             method: runtime.metrics.request_latency.labels(f"/{SERVICE}/{method}", METHOD) for method in RPCS
         }
@@ -56,7 +57,8 @@ class Desk:
         return answer.addBoth(over)
 
     def abort(self) -> int:
-        """Give up what is still being answered; returns how many that were."""
+        """Give up what is still being answered, and answer nothing more; returns how many were given up."""
+        self._closed = True
         cut_off = len(self._open)
         for answer in list(self._open):
             answer.cancel()
@@ -86,6 +88,8 @@ class Desk:
         return self._runtime.authority.admit(asked.token, Wanted(rpc.scope, METHOD, f"/{SERVICE}/{asked.method}"))
 
     async def _found(self, asked: Asked, rpc: Rpc) -> Any:
+        if self._closed:
+            raise unavailable("the node is going down")
         body = rpc.body(asked.request)
         if rpc.command == "ready":
             return self._runtime.health.snapshot()  # also while the service `node` is not there yet, or not any more

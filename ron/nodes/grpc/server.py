@@ -27,7 +27,7 @@ from ron.proto.errors import RonError, unavailable
 from ron.proto.ids import is_uuid, uuid7
 
 THREADS = 4
-# What is over it is refused by gRPC itself with RESOURCE_EXHAUSTED. Watches of the health service count too.
+# What is over it is refused by gRPC itself with RESOURCE_EXHAUSTED.
 MAX_CONCURRENT = 32
 # A call has this long, or what its client allows if that is less.
 DEADLINE_S = 5.0
@@ -69,7 +69,7 @@ class RpcServer:
 
     async def stop(self, grace_s: float) -> int:
         """Take no more calls, finish those under way, cut off at `grace_s`. Returns how many were cut off."""
-        self._health.end()
+        self._health.tell(ready=False)
         stopped = self._server.stop(grace_s)
         await self._in_thread(stopped.wait)
         cut_off = self._desk.abort()
