@@ -93,15 +93,30 @@ class Supervisor:
         return self.aborted
 
     def release(self, name: str) -> UnitStatus:
-        """Let a quarantined unit try again. Raises NotFound for an unknown one; does nothing to one that runs, nor once
-        `stop` was called.
+        """Let a quarantined unit try again, or a drained one start. Raises NotFound for an unknown one, Conflict while
+        it stops; does nothing to one that runs, nor once `stop` was called.
         """
         watch = self._watches.get(name)
         if watch is None:
             raise not_found(f"there is no service {name}")
         if not self.stopping:
-            watch.life.release()
+            if watch.drained:
+                if watch.state != "idle":
+                    raise conflict(f"{name} is still stopping", hint="try again in a moment")
+                watch.drained = False
+                watch.life.begin()
+            else:
+                watch.life.release()
         self._metrics.quarantined.set(self._count_quarantined())
+        return self._status(watch)
+
+    def drain(self, name: str) -> UnitStatus:
+        """Stop one unit in order and leave it so, until it is released. Raises NotFound for an unknown one."""
+        watch = self._watches.get(name)
+        if watch is None:
+            raise not_found(f"there is no service {name}")
+        watch.drained = True
+        watch.life.end()
         return self._status(watch)
 
     def status(self) -> tuple[UnitStatus, ...]:

@@ -81,6 +81,8 @@ class Watch:
         self.essential = essential
         self.start_s = start_s
         self.restarts = 0
+        # an operator stopped it; a release starts it again
+        self.drained = False
         self.reason = ""
         # for those who look; the machine keeps its own
         self.state = "idle"

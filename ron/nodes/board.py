@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
 
 from ron.kernel.commands import Command, Handlers
 from ron.kernel.config import Changes
@@ -23,10 +24,16 @@ from ron.proto.errors import RonError
 from ron.proto.facts import HelloReport, NodeFacts, NodeStatus, PingReport
 
 ASK_S = 1.0
+# Whoever ordered the drain gets an answer first.
+DRAIN_AFTER_S = 0.2
+# How old the metrics of the whole node may be, and for how long they are kept fresh after somebody asked.
+FRESH_S = 2.0
+INTEREST_S = 120.0
 SERVICE = "node"
 # Topic: the node went back to the config before, and so must its children.
 ROLLED_BACK = "config.rolled-back"
 T = TypeVar("T")
+_log = Logger(namespace="ron.node")
 
 
 class Steering:
@@ -45,6 +52,7 @@ class Steering:
             "reload": lambda _command: self._changes(self.runtime.config.reload()),
             "rollback": self._rollback,
             "version": lambda _command: self.runtime.config.version,
+            "drain": self._drain,
         }
 
     async def _release(self, command: Command) -> UnitStatus:
@@ -60,6 +68,15 @@ class Steering:
         # our children follow the file, which still says what was rolled back
         self.runtime.bus.publish({"rolled_back_to": self.runtime.config.version}, topic=ROLLED_BACK)
         return self._changes(changes)
+
+    def _drain(self, command: Command) -> None:
+        """One unit, or with an empty name the whole process: stop accepting, finish, end."""
+        name = msgspec.convert(command.body or "", str)
+        if name:
+            self.supervisor.drain(name)
+        else:
+            self.runtime.health.missing("drain", "the node is being drained")
+            self.runtime.reactor.callLater(DRAIN_AFTER_S, self.runtime.reactor.stop)
 
     def _changes(self, changes: Changes) -> dict[str, Any]:
         return {
@@ -86,6 +103,10 @@ class Board(Steering):
         self._processes = processes
         self._app = app
         self._started_s = time.monotonic()
+        self._asked_s = float("-inf")
+        self._gathered: bytes | None = None
+        self._gathered_s = float("-inf")
+        self._gathering = False
 
     def handlers(self) -> Handlers:
         """The commands of the service `node`."""
@@ -135,7 +156,32 @@ class Board(Steering):
         )
 
     async def metrics(self) -> bytes:
-        """The exposition of all processes as one."""
+        """The exposition of all processes as one; at most `FRESH_S` old.
+
+        Gathering takes every process a moment, and under load they are slow to come to it. So whoever asks now and then
+        gets what was gathered in the background meanwhile; only the first has to wait.
+        """
+        now_s = self.runtime.reactor.seconds()
+        self._asked_s = now_s
+        if self._gathered is None or now_s - self._gathered_s > FRESH_S:
+            await self._gather()
+        return self._gathered or b""
+
+    def keep_fresh(self) -> None:
+        """To be called every second."""
+        if self.runtime.reactor.seconds() - self._asked_s < INTEREST_S and not self._gathering:
+            gathering = Deferred.fromCoroutine(self._gather())
+            gathering.addErrback(lambda failure: _log.failure("metrics", failure, event="metrics_failed"))
+
+    async def _gather(self) -> None:
+        self._gathering = True
+        try:
+            self._gathered = await self._render_all()
+            self._gathered_s = self.runtime.reactor.seconds()
+        finally:
+            self._gathering = False
+
+    async def _render_all(self) -> bytes:
         self.runtime.edge.traffic.flush()
         exports: dict[str, list[Family]] = {self.runtime.name: self.runtime.metrics.export()}
         names = self._processes()

@@ -12,9 +12,10 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ron.kernel import Config, KernelEvent
@@ -34,6 +35,9 @@ from ron.nodes.wiring import Wiring
 from ron.proto.errors import ErrorCode, RonError
 from ron.services.configs import NodeConfig
 
+if TYPE_CHECKING:
+    from ron.nodes.control import ControlServer
+
 BUS_SOCKET = "bus.sock"
 PROBE_DEADLINE_S = 2.0
 # Which listeners a part accepts from.
@@ -50,14 +54,17 @@ class Macronode(Node):
         config: Config[NodeConfig],
         sockets: dict[str, BoundSocket],
         options: ConfigOptions,
+        control: ControlServer | None,
     ) -> None:
-        super().__init__(runtime, config, sockets)
+        super().__init__(runtime, config, sockets, control)
         self._spares = Spares(runtime.reactor, command=_command(options), environment=_environment(runtime.home))
         # a word for each: no child can pass itself off as another
         self._words: dict[str, str] = {}
         self._hub = BusHub(
             runtime.reactor, runtime.bus, self.run / BUS_SOCKET, admit=self._admit, may_serve=self._may_serve
         )
+        self._fresh = LoopingCall(self.board.keep_fresh)
+        self._fresh.clock = runtime.reactor
         self._names: list[str] = []
 
     async def open(self) -> None:
@@ -68,6 +75,8 @@ class Macronode(Node):
 
     async def close(self) -> None:
         """The bus."""
+        if self._fresh.running:
+            self._fresh.stop()
         self._spares.close()
         await self._hub.close()
 
@@ -75,6 +84,7 @@ class Macronode(Node):
         """As every node; then a spare process waits for the first crash."""
         await super().begin()
         self._spares.fill()
+        self._fresh.start(1.0, now=False)
 
     def units(self) -> Iterator[tuple[str, Unit]]:
         """A process a part; the gateway's workers share its socket."""

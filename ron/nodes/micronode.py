@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ron.kernel import Config
 from ron.kernel.supervisor import Unit
@@ -12,12 +13,21 @@ from ron.nodes.parts import PARTS, Host, PartUnit, load_part
 from ron.nodes.runtime import Runtime
 from ron.services.configs import NodeConfig
 
+if TYPE_CHECKING:
+    from ron.nodes.control import ControlServer
+
 
 class Micronode(Node):
     """All parts share one `Runtime`; the gateway calls the edge directly."""
 
-    def __init__(self, runtime: Runtime, config: Config[NodeConfig], sockets: dict[str, BoundSocket]) -> None:
-        super().__init__(runtime, config, sockets)
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: Config[NodeConfig],
+        sockets: dict[str, BoundSocket],
+        control: ControlServer | None,
+    ) -> None:
+        super().__init__(runtime, config, sockets, control)
         self._host = Host(
             runtime=runtime,
             config=config.current,

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -36,6 +36,9 @@ from ron.proto.facts import NodeFacts
 from ron.services.configs import NodeConfig, loopback
 from ron.tor.binary import find_tor
 from ron.web.admin import MAX_WAITING, TAIL, AdminApi, TailAnswer, TailRequest
+
+if TYPE_CHECKING:
+    from ron.nodes.control import ControlServer
 
 NAME = "ron-node"
 FACTS_FILE = "node.json"
@@ -71,23 +74,35 @@ def compose(reactor: Any, config: Config[NodeConfig], options: ConfigOptions) ->
         "gateway": BoundSocket(loopback(config.current.gateway.bind, "gateway.bind"), "gateway.bind"),
         "mailbox": BoundSocket(loopback(config.current.mailbox.listen, "mailbox.listen"), "mailbox.listen"),
     }
+    control: ControlServer | None = None
+    if config.current.api.grpc_addr:
+        from ron.nodes.control import ControlServer  # the extra is asked for only where it is wanted
+
+        control = ControlServer(runtime, loopback(config.current.api.grpc_addr, "api.grpc_addr"))
     tls = config.current.gateway.tls
     if tls is not None:
         sockets["gateway" + TLS_SUFFIX] = BoundSocket(parse_host_port(tls.bind), "gateway.tls.bind")
     if config.current.node.profile == "macronode":
         from ron.nodes.macronode import Macronode
 
-        return Macronode(runtime, config, sockets, options)
+        return Macronode(runtime, config, sockets, options, control)
     from ron.nodes.micronode import Micronode
 
-    return Micronode(runtime, config, sockets)
+    return Micronode(runtime, config, sockets, control)
 
 
 class Node(Daemon):
     """The units of `units`, started from the stores outward and stopped from the listeners inward."""
 
-    def __init__(self, runtime: Runtime, config: Config[NodeConfig], sockets: dict[str, BoundSocket]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: Config[NodeConfig],
+        sockets: dict[str, BoundSocket],
+        control: ControlServer | None,
+    ) -> None:
         super().__init__(runtime)
+        self._control = control
         self.config = config
         self.sockets = sockets
         self.run: Path = runtime.home / RUN_DIRECTORY
@@ -124,6 +139,8 @@ class Node(Daemon):
         runtime = self.runtime
         runtime.write_admin_capability()
         runtime.bus.serve(SERVICE, self.board.handlers(), concurrency=32)
+        if self._control is not None:
+            self._control.start()
         runtime.bus.serve(TAIL, {"read": self._read_tail}, concurrency=MAX_WAITING)
         runtime.show_progress()
         runtime.bus.observe(self._changed, "kernel", "tor", name="facts")
@@ -210,6 +227,8 @@ class Node(Daemon):
         self.runtime.health.missing("listeners", "the node is shutting down")
         aborted = await self.supervisor.stop()
         self.runtime.count_cut_off(aborted)
+        if self._control is not None:
+            self.runtime.count_cut_off(await self._control.stop())
         await self.close()
         for socket in self.sockets.values():
             socket.close()

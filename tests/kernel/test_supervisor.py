@@ -347,6 +347,38 @@ class Quarantine(SupervisorCase):
         self.assertEqual(self.metrics.registry.get_sample_value("quarantined_services"), 0)
 
 
+class Drained(SupervisorCase):
+    def test_it_stays_down_until_it_is_released(self) -> None:
+        lamp = self.lamp("a", at_once=True)
+        self.successResultOf(self.start())
+        self.supervisor.drain("a")
+        self.assertEqual((self.state("a"), lamp.phase), ("idle", "off"))
+        self.assertIn("service.a", self.health.snapshot().missing)
+        self.clock.advance(1000)
+        self.assertEqual(lamp.starts, 1)
+        self.supervisor.release("a")
+        self.assertEqual((self.state("a"), lamp.starts), ("up", 2))
+        self.successResultOf(self.stop())
+
+    def test_it_is_not_released_while_it_stops(self) -> None:
+        lamp = self.lamp("a")
+        self.successResultOf(self.start())
+        lamp.at_once = False
+        self.supervisor.drain("a")
+        with self.assertRaises(RonError) as refused:
+            self.supervisor.release("a")
+        self.assertEqual(refused.exception.code, ErrorCode.CONFLICT)
+        lamp.let()
+        lamp.at_once = True
+        self.supervisor.release("a")
+        self.assertEqual(self.state("a"), "up")
+
+    def test_what_is_unknown(self) -> None:
+        with self.assertRaises(RonError) as refused:
+            self.supervisor.drain("b")
+        self.assertEqual(refused.exception.code, ErrorCode.NOT_FOUND)
+
+
 class Essential(SupervisorCase):
     def test_its_first_error_is_the_supervisors(self) -> None:
         lamp = self.lamp("store", essential=True, at_once=False)

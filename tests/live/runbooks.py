@@ -230,31 +230,38 @@ COLLECTOR = Collector()
 
 
 def micronode() -> Daemon:
-    """A Micronode with a certificate for five days, traced under an incident only; started once for this file."""
-    if "micronode" not in _nodes:
-        tracing = f'[observability]\notel_endpoint = "{COLLECTOR.url}"\nsampling = 0.0\nincident_sampling = 1.0\n'
-        node = new_node(SLO + TLS + tracing)
-        for arguments in (
-            ("ca", "init", "--name", "my nodes"),
-            ("ca", "issue", "alpha", "--days", "5", "--out", str(node.home / "tls")),
-        ):
-            done = node.ronctl(*arguments)
-            if done.returncode:
-                raise AssertionError(done.stderr)
-        build_pack(node.home, max_zoom=2)
-        node.start()
-        _nodes["micronode"] = node
-    return _nodes["micronode"]
+    """A Micronode with a certificate for five days, traced under an incident only; running."""
+    return _running("micronode", _new_micronode)
 
 
 def macronode() -> Daemon:
-    """A Macronode, started once for this file."""
-    if "macronode" not in _nodes:
-        node = new_node(MACRONODE + SLO)
+    """A Macronode; running."""
+    return _running("macronode", lambda: new_node(MACRONODE + SLO))
+
+
+def _running(name: str, make: Callable[[], Daemon]) -> Daemon:
+    """Started once, and ended when another is wanted: each has eight tors."""
+    if name not in _nodes:
+        while _nodes:
+            _nodes.popitem()[1].destroy()
+        node = make()
         build_pack(node.home, max_zoom=2)
         node.start()
-        _nodes["macronode"] = node
-    return _nodes["macronode"]
+        _nodes[name] = node
+    return _nodes[name]
+
+
+def _new_micronode() -> Daemon:
+    tracing = f'[observability]\notel_endpoint = "{COLLECTOR.url}"\nsampling = 0.0\nincident_sampling = 1.0\n'
+    node = new_node(SLO + TLS + tracing)
+    for arguments in (
+        ("ca", "init", "--name", "my nodes"),
+        ("ca", "issue", "alpha", "--days", "5", "--out", str(node.home / "tls")),
+    ):
+        done = node.ronctl(*arguments)
+        if done.returncode:
+            raise AssertionError(done.stderr)
+    return node
 
 
 class Rehearsal(SynchronousTestCase):
