@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from ron.ctl.node import json_option, print_json
+from ron.ctl.node import cap_option, connect, json_option, node_option, print_json, run
 from ron.ctl.validate import file_option, print_warnings, refusals_as_json, warnings_as_json
 from ron.kernel.config import (
     ConfigError,
@@ -48,6 +48,7 @@ def config() -> None:
       ronctl config check --file etc/micronode.toml
       ronctl config diff etc/micronode.toml etc/macronode.toml
       ronctl config schema --for ron-node > ron-node.schema.json
+      ronctl config rollback
     """
 
 
@@ -143,6 +144,50 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
         click.echo(f"{key}: {was} → {now}{'  (restart)' if key in restart else ''}")
     if not changes:
         click.echo("no difference in effect")
+
+
+@config.command("reload")
+@node_option
+@cap_option
+@json_option
+def reload_command(node: str | None, cap: str | None, as_json: bool) -> None:
+    """Have the running node take its config as it is now. What is wrong with it is told, and the old one stays.
+
+    \b
+    Example:
+      ronctl config reload
+    """
+    _print_changes(_order("reload", node, cap), as_json)
+
+
+@config.command("rollback")
+@node_option
+@cap_option
+@json_option
+def rollback_command(node: str | None, cap: str | None, as_json: bool) -> None:
+    """Have the running node go back to the config before. Mend the file too: a restart reads it.
+
+    \b
+    Example:
+      ronctl config rollback
+    """
+    _print_changes(_order("rollback", node, cap), as_json)
+
+
+def _order(what: str, node: str | None, cap: str | None) -> dict[str, Any]:
+    return run(lambda reactor: connect(reactor, node, cap).call("POST", f"/v1/config/{what}", dict[str, Any]))
+
+
+def _print_changes(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"config version {answer['version']}")
+    for change in answer["changes"]:
+        restart = "  (restart)" if change["key"] in answer["restart_needed"] else ""
+        click.echo(f"  {change['key']}: {change['old']} → {change['new']}{restart}")
+    if not answer["changes"]:
+        click.echo("  nothing has changed")
 
 
 def _resolve(path: Path | None, daemon: str | None, assignments: Iterable[str]) -> tuple[str, Resolved[Any]]:

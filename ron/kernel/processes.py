@@ -220,15 +220,17 @@ class ProcessUnit:
             probing.cancel()
 
     async def _keep_probing(self, probe: Callable[[], Awaitable[Any]], crashed: Callable[[str], None]) -> None:
-        misses = 0
+        misses, took_s = 0, 0.0
         while misses < MAX_MISSES:
-            await deferLater(self._reactor, PROBE_S)
+            await deferLater(self._reactor, max(0.0, PROBE_S - took_s))
+            asked_s = self._reactor.seconds()
             try:
                 await probe()
                 misses = 0
             except RonError as error:
                 misses += 1
                 _log.warn("{unit} does not answer: {why}", event="unit_silent", unit=self.name, why=error.message)
+            took_s = self._reactor.seconds() - asked_s
         self._probing = None  # crashing ends the unit, and with it whatever is probing then
         crashed(f"it has not answered for {MAX_MISSES * PROBE_S:.0f} s")
 

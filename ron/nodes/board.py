@@ -30,8 +30,6 @@ DRAIN_AFTER_S = 0.2
 FRESH_S = 2.0
 INTEREST_S = 120.0
 SERVICE = "node"
-# Topic: the node went back to the config before, and so must its children.
-ROLLED_BACK = "config.rolled-back"
 T = TypeVar("T")
 _log = Logger(namespace="ron.node")
 
@@ -50,8 +48,9 @@ class Steering:
             "services": lambda _command: self.supervisor.status(),
             "release": self._release,
             "reload": lambda _command: self._changes(self.runtime.config.reload()),
-            "rollback": self._rollback,
+            "rollback": lambda _command: self._changes(self.runtime.config.rollback()),
             "version": lambda _command: self.runtime.config.version,
+            "config": lambda _command: self.runtime.config.current,
             "drain": self._drain,
         }
 
@@ -62,12 +61,6 @@ class Steering:
             await self.runtime.bus.call("oniond", "release", tor, corr_id=command.corr_id)
             return UnitStatus(name=name, state="starting", restarts=0)
         return self.supervisor.release(name)
-
-    def _rollback(self, _command: Command) -> dict[str, Any]:
-        changes = self.runtime.config.rollback()
-        # our children follow the file, which still says what was rolled back
-        self.runtime.bus.publish({"rolled_back_to": self.runtime.config.version}, topic=ROLLED_BACK)
-        return self._changes(changes)
 
     def _drain(self, command: Command) -> None:
         """One unit, or with an empty name the whole process: stop accepting, finish, end."""

@@ -6,6 +6,7 @@ the second ends the process at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.usage import Options, UsageError
@@ -66,6 +68,7 @@ class Daemon(Service):
         self.runtime = runtime
         self._begun: Deferred[None] | None = None
         self._exit = Exit.OK
+        self._leaving = False
 
     async def begin(self) -> None:
         """Bring everything up; returns when ready. A `RonError` ends the process."""
@@ -105,14 +108,23 @@ class Daemon(Service):
             return  # logged by the config itself
 
     def leave(self, code: Exit) -> None:
-        """End the process in order, with `code`."""
+        """End the process in order, with `code`; before the reactor runs as soon as it does. The first code counts."""
+        if self._leaving:
+            return
+        self._leaving = True
         self._exit = code
-        self.runtime.reactor.stop()
+        # twistd starts services before the reactor, which cannot be stopped until it runs
+        self.runtime.reactor.callWhenRunning(self._stop_reactor)
 
     def _heed_signals(self) -> None:
         reactor = self.runtime.reactor
-        wait_for_ctrl_c(reactor).addCallback(lambda _signal: reactor.stop())
+        wait_for_ctrl_c(reactor).addCallback(lambda _signal: self._stop_reactor())
         on_hangup(reactor, self.reload)
+
+    def _stop_reactor(self) -> None:
+        """Begin the shutdown, unless it is under way."""
+        with contextlib.suppress(ReactorNotRunning):
+            self.runtime.reactor.stop()
 
     async def _end(self) -> None:
         try:

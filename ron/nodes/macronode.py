@@ -25,7 +25,6 @@ from ron.kernel.health import Readiness
 from ron.kernel.ipc import BusHub, Hello
 from ron.kernel.processes import Child, ProcessUnit
 from ron.kernel.supervisor import Unit
-from ron.nodes.daemon import ConfigOptions
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.node import Node
 from ron.nodes.parts import PARTS, TLS_SUFFIX
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from ron.nodes.control import ControlServer
 
 BUS_SOCKET = "bus.sock"
+_COMMAND = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "ron-service")
 PROBE_DEADLINE_S = 2.0
 # Which listeners a part accepts from.
 _LISTENERS: dict[str, tuple[str, ...]] = {"gateway": ("gateway", "gateway" + TLS_SUFFIX), "mailbox": ("mailbox",)}
@@ -53,11 +53,10 @@ class Macronode(Node):
         runtime: Runtime,
         config: Config[NodeConfig],
         sockets: dict[str, BoundSocket],
-        options: ConfigOptions,
         control: ControlServer | None,
     ) -> None:
         super().__init__(runtime, config, sockets, control)
-        self._spares = Spares(runtime.reactor, command=_command(options), environment=_environment(runtime.home))
+        self._spares = Spares(runtime.reactor, command=_COMMAND, environment=_environment(runtime.home))
         # a word for each: no child can pass itself off as another
         self._words: dict[str, str] = {}
         self._hub = BusHub(
@@ -111,7 +110,7 @@ class Macronode(Node):
             name,
             launch=lambda heard: self._launch(part, name, heard),
             ready=ready,
-            probe=lambda: bus.call(f"process.{name}", "version", deadline_s=PROBE_DEADLINE_S),
+            probe=lambda: self._probe(name),
             stop_s=self.runtime.drain_s + 5,
         )
 
@@ -123,6 +122,7 @@ class Macronode(Node):
             bus=str(self._hub.path),
             word=self._words[name],
             run=str(self.run),
+            config=self.config.current,
             listeners=listeners,
             addresses={listener: str(address) for listener, address in self.addresses.items()},
         )
@@ -135,6 +135,16 @@ class Macronode(Node):
         word = self._words.get(hello.name) or secrets.token_hex(32)
         if not hmac.compare_digest(hello.word.encode(), word.encode()):
             raise RonError(ErrorCode.NO_CAPABILITY, "the greeting's word is wrong")
+
+    async def _probe(self, name: str) -> None:
+        """Raises `RonError` when the child does not answer; readiness says so from the first time on."""
+        key = f"probe.{name}"
+        try:
+            await self.runtime.bus.call(f"process.{name}", "version", deadline_s=PROBE_DEADLINE_S)
+        except RonError as error:
+            self.runtime.health.degraded(key, f"{name} does not answer: {error.message}")
+            raise
+        self.runtime.health.ok(key)
 
     def _may_serve(self, peer: str, service: str) -> bool:
         return service in {f"process.{peer}", peer.partition(".")[0]}
@@ -149,19 +159,10 @@ class Macronode(Node):
         """What a dead child said last holds no more; `service.<name>` says that it is down."""
         if isinstance(message.body, KernelEvent.ServiceCrashed) and message.body.service in self._names:
             self.runtime.health.absorb(message.body.service, Readiness(ready=False))
-
-
-def _command(options: ConfigOptions) -> list[str]:
-    """A child is a twistd of its own, with our config."""
-    command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "ron-service"]
-    if options["config"] is not None:
-        command += ["--config", str(Path(options["config"]).absolute())]
-    for key, value in options["flags"].items():
-        command += ["--set", f"{key}={value}"]
-    return command
+            self.runtime.health.ok(f"probe.{message.body.service}")
 
 
 def _environment(home: Path) -> dict[str, str]:
     """What a child may know of ours."""
-    settings = {k: v for k, v in os.environ.items() if k.startswith(("RON_", "COVERAGE_", "PYTHON"))}
+    settings = {k: v for k, v in os.environ.items() if k.startswith(("COVERAGE_", "PYTHON"))}
     return {**settings, "RON_HOME": str(home)}

@@ -61,12 +61,12 @@ def makeService(options: Options) -> Daemon:
     from twisted.internet import reactor
 
     try:
-        return compose(reactor, open_config(NAME, options), options)
+        return compose(reactor, open_config(NAME, options))
     except RonError as error:
         complain(NAME, error)
 
 
-def compose(reactor: Any, config: Config[NodeConfig], options: ConfigOptions) -> Node:
+def compose(reactor: Any, config: Config[NodeConfig]) -> Node:
     """A node ready to start. Raises `RonError` when tor, the home or the ports are not usable."""
     find_tor(config.current.onion.tor_binary)
     runtime = Runtime(reactor, name="node", config=config)
@@ -85,7 +85,7 @@ def compose(reactor: Any, config: Config[NodeConfig], options: ConfigOptions) ->
     if config.current.node.profile == "macronode":
         from ron.nodes.macronode import Macronode
 
-        return Macronode(runtime, config, sockets, options, control)
+        return Macronode(runtime, config, sockets, control)
     from ron.nodes.micronode import Micronode
 
     return Micronode(runtime, config, sockets, control)

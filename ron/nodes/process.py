@@ -1,46 +1,47 @@
 """One part of a Macronode in a process of its own: `twistd -n ron-service`, started by the node.
 
-In: the node's config and its `Wiring`. Out: the part, listening and joined to the bus; the process ends when the part
+In: its `Wiring`, with the node's config. Out: the part, listening and joined to the bus; the process ends when the part
 crashes, for starting again is the node's business.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.usage import Options as TwistedOptions
 
 from ron.kernel import Config
 from ron.kernel.aio import within
 from ron.kernel.bus import Message
-from ron.kernel.config import ConfigError
+from ron.kernel.config import Layers
 from ron.kernel.events import ConfigUpdated
 from ron.kernel.health import Readiness
 from ron.kernel.ipc import BusLink
-from ron.nodes.board import ROLLED_BACK, NodeHealth
-from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
+from ron.nodes.board import NodeHealth
+from ron.nodes.daemon import Daemon, complain
 from ron.nodes.parts import EDGE_SOCKET, Host, PartUnit, load_part, preload
 from ron.nodes.runtime import Runtime
 from ron.nodes.wiring import Wiring, is_spare, take
 from ron.proto.errors import RonError
 from ron.proto.exitcodes import Exit
-from ron.services.configs import NodeConfig
+from ron.services.configs import SCHEMAS, NodeConfig
 
 NAME = "ron-service"
 JOIN_S = 10.0
 _log = Logger(namespace="ron.node")
 
 
-class Options(ConfigOptions):
+class Options(TwistedOptions):
     """Options of `twistd ron-service`."""
 
-    synopsis = "Usage: twistd [twistd options] ron-service --config etc/macronode.toml"
+    synopsis = "Usage: twistd [twistd options] ron-service"
     longdesc = "One service of a Macronode. The node starts it; people start ron-node."
 
 
-def makeService(options: Options) -> Daemon:
+def makeService(_options: Options) -> Daemon:
     """The service for twistd; complains in one line and exits when it was not started by a node."""
     from twisted.internet import reactor
 
@@ -48,7 +49,9 @@ def makeService(options: Options) -> Daemon:
         if is_spare():
             preload()
         wiring, sockets = take()
-        config = open_config("ron-node", options)
+        schema, check = SCHEMAS["ron-node"]
+        config: Config[NodeConfig] = Config(Layers(schema, check))
+        config.adopt(wiring.config)
         runtime = Runtime(reactor, name=wiring.process, config=config, owner=False)
         return ServiceProcess(runtime, config, wiring, sockets)
     except RonError as error:
@@ -60,10 +63,7 @@ class ServiceProcess(Daemon):
 
     def __init__(self, runtime: Runtime, config: Config[NodeConfig], wiring: Wiring, sockets: dict[str, int]) -> None:
         super().__init__(runtime)
-
-        def word() -> str:
-            return wiring.word
-
+        self._config = config
         self._link = BusLink(
             runtime.reactor, runtime.bus, wiring.bus_path, name=wiring.process, word=lambda: wiring.word
         )
@@ -85,7 +85,6 @@ class ServiceProcess(Daemon):
         await within(runtime.reactor, JOIN_S, self._link.first_joined)
         runtime.health.observe(self._tell_readiness)
         runtime.bus.observe(self._heed, name="config")
-        runtime.bus.observe(self._go_back, ROLLED_BACK, name="config-rollback")
         await self._unit.start(self._crashed)
         runtime.bus.serve(
             self._process,
@@ -116,11 +115,12 @@ class ServiceProcess(Daemon):
         self.runtime.bus.publish(snapshot, topic="readiness")
 
     def _heed(self, message: Message) -> None:
-        """The node took a new config: so do we."""
+        """The node has another snapshot, newer or rolled back to: so have we."""
         if isinstance(message.body, ConfigUpdated) and message.origin != self.runtime.name:
-            self.reload()
+            following = Deferred.fromCoroutine(self._follow())
+            following.addErrback(
+                lambda failure: _log.failure("the node's config", failure, event="config_not_followed")
+            )
 
-    def _go_back(self, _message: Message) -> None:
-        """The node rolled its config back: so do we. A process that began with that config has no earlier one."""
-        with contextlib.suppress(ConfigError):  # logged by the config itself
-            self.runtime.config.rollback()
+    async def _follow(self) -> None:
+        self._config.adopt(await self.runtime.bus.call("node", "config", answer=NodeConfig))

@@ -5,6 +5,7 @@ In: a config holder and the process's name. Out: the shared things that parts ar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -19,6 +20,7 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ron.auth import AUDIENCE, Authority, Caveat, Wanted, inspect
 from ron.auth.files import AuthFiles
@@ -122,6 +124,7 @@ class Runtime:
         self._console: StageConsole | None = None
         self._progress: Subscription | None = None
         self._config_trouble = False
+        self._admin_cap_due = False
         self._loops = [
             self._loop(self._refresh_auth, AUTH_REFRESH_S),
             self._loop(self._watch_queues, WATCH_S),
@@ -241,9 +244,12 @@ class Runtime:
         """`admin.cap` (0600): kept while it still verifies, otherwise minted anew."""
         path = self.home / ADMIN_CAP
         if not (path.exists() and self._still_good(path)):
-            issued = self.auth.issue(self.authority, [Caveat("scope", "*")], label="admin")
-            write_private(path, (issued.token + "\n").encode())
+            self._issue_admin_capability(path)
         return path
+
+    def _issue_admin_capability(self, path: Path) -> None:
+        issued = self.auth.issue(self.authority, [Caveat("scope", "*")], label="admin")
+        write_private(path, (issued.token + "\n").encode())
 
     def show_progress(self) -> None:
         """Progress that any process publishes goes to this one's terminal, until the first `say`."""
@@ -263,8 +269,10 @@ class Runtime:
             self._progress.close()
         if self._console is not None:
             self._console.close()
-        sys.__stdout__.write(text + "\n")  # type: ignore[union-attr]
-        sys.__stdout__.flush()  # type: ignore[union-attr]
+        # whoever started us may have gone, and its pipe with it; we go on
+        with contextlib.suppress(OSError, ValueError):
+            sys.__stdout__.write(text + "\n")  # type: ignore[union-attr]
+            sys.__stdout__.flush()  # type: ignore[union-attr]
 
     # Inside
 
@@ -296,8 +304,8 @@ class Runtime:
 
     def _still_good(self, path: Path) -> bool:
         try:
-            self.authority.admit(read_private(path).decode("ascii").strip(), Wanted("node:read", "GET", "/v1/status"))
-        except (RonError, UnicodeDecodeError):
+            self.authority.admit(_token(path), Wanted("node:read", "GET", "/v1/status"))
+        except (OSError, RonError):
             return False
         return True
 
@@ -307,17 +315,29 @@ class Runtime:
         return loop, interval_s
 
     def _refresh_auth(self) -> Deferred[None]:
-        """Files are read in a thread, since a writer may hold the lock; health hears of it here."""
-        return deferToThread(self.auth.poll).addCallback(self._auth_refreshed)
+        """Files are read in a thread, since a writer may hold the lock; health hears of it here.
 
-    def _auth_refreshed(self, keys_changed: bool) -> None:
-        self.auth.report()
-        if keys_changed and self.lock is not None:
-            # the admin capability must not die with the grace of the key it stands on
-            token = read_private(self.home / ADMIN_CAP).decode("ascii", "replace").strip()
-            if inspect(token).kid != self.auth.keys.current.kid:
-                (self.home / ADMIN_CAP).unlink()
-                self.write_admin_capability()
+        Nothing may end these rounds: a process that made no more of them would never hear of a revocation.
+        """
+        refreshed = deferToThread(self._poll_auth).addErrback(_log_auth_trouble)
+        return refreshed.addCallback(lambda _none: self.auth.report())
+
+    def _poll_auth(self) -> None:
+        if self.auth.poll():
+            self._admin_cap_due = True
+        if self._admin_cap_due and self.lock is not None:
+            self._renew_admin_capability()
+            self._admin_cap_due = False  # not before it is written: a full disk gets another try
+
+    def _renew_admin_capability(self) -> None:
+        """The admin capability must not die with the grace of the root key it stands on."""
+        path = self.home / ADMIN_CAP
+        try:
+            if inspect(_token(path)).kid == self.auth.keys.current.kid:
+                return
+        except (OSError, RonError):
+            pass  # somebody removed or damaged it
+        self._issue_admin_capability(path)
 
     def _watch_queues(self) -> None:
         depths: Mapping[str, int] = self.bus.depths
@@ -365,6 +385,14 @@ class Runtime:
         self.edge.apply(new.limits)
         self.slo.apply(new.slo)
         self.observer.set_level(new.log.level)
+
+
+def _token(path: Path) -> str:
+    return read_private(path).decode("ascii", "replace").strip()
+
+
+def _log_auth_trouble(failure: Failure) -> None:
+    _log.failure("capabilities could not be looked after", failure, event="auth_refresh_failed")
 
 
 def allow_descriptors(wanted: int) -> int:

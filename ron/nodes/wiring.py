@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from pathlib import Path
 
 import msgspec
 
 from ron.proto.addresses import HostPort, parse_host_port
 from ron.proto.errors import RonError, bad_request
+from ron.services.configs import NodeConfig
 
 # The child's end of the pair.
 DESCRIPTOR = 3
 # Set for children only: a person who starts one gets a clear word instead of a process that waits.
 VARIABLE = "RON_PROCESS_CHILD"
 _SPARE = "spare"
-_MAX_BYTES = 64 * 1024
+_LENGTH = struct.Struct(">I")
+_MAX_BYTES = 1024 * 1024
 _MAX_DESCRIPTORS = 16
 
 
@@ -35,6 +38,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bus: str
     word: str
     run: str
+    config: NodeConfig
     listeners: tuple[str, ...] = ()
     addresses: dict[str, str] = {}
 
@@ -60,7 +64,11 @@ def is_spare() -> bool:
 
 def give(end: socket.socket, wiring: Wiring, descriptors: list[int]) -> None:
     """Tell the child at the other end of `end` what it is; one descriptor for each of `wiring.listeners`."""
-    socket.send_fds(end, [msgspec.json.encode(wiring)], descriptors)
+    raw = msgspec.json.encode(wiring)
+    # all of it must fit the kernel's buffer, for the child may be busy importing
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_BYTES)
+    socket.send_fds(end, [_LENGTH.pack(len(raw))], descriptors)
+    end.sendall(raw)
 
 
 def take() -> tuple[Wiring, dict[str, int]]:
@@ -73,7 +81,8 @@ def take() -> tuple[Wiring, dict[str, int]]:
     try:
         with socket.socket(fileno=DESCRIPTOR) as end:
             end.setblocking(True)
-            raw, descriptors, _flags, _address = socket.recv_fds(end, _MAX_BYTES, _MAX_DESCRIPTORS)
+            head, descriptors, _flags, _address = socket.recv_fds(end, _LENGTH.size, _MAX_DESCRIPTORS)
+            raw = _receive(end, head)
     except OSError:
         raise _not_a_child() from None
     if not raw:
@@ -83,6 +92,16 @@ def take() -> tuple[Wiring, dict[str, int]]:
         return wiring, dict(zip(wiring.listeners, descriptors, strict=True))
     except (msgspec.MsgspecError, ValueError) as error:
         raise bad_request(f"the node's word to us is damaged: {error}") from None
+
+
+def _receive(end: socket.socket, head: bytes) -> bytes:
+    """The message that `head` announces; nothing when the node went away."""
+    left = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+    chunks: list[bytes] = []
+    while 0 < left <= _MAX_BYTES and (chunk := end.recv(left)):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks) if left == 0 else b""
 
 
 def _not_a_child() -> RonError:

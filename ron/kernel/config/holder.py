@@ -99,6 +99,20 @@ class Config(Generic[T]):
         self._tell(changes, "rolled back")
         return changes
 
+    def adopt(self, value: T) -> Changes:
+        """Take the snapshot that another process of ours has judged. Raises `ConfigError` when an observer refuses."""
+        self._not_from_an_observer()
+        earlier = self._current
+        try:
+            changes = self._swap(value)
+        except ConfigError as error:
+            self._refused(error)
+            raise
+        if changes:
+            self._earlier.append(earlier)
+            self._tell(changes, "adopted")
+        return changes
+
     def watch(self, reactor: Any, interval_s: float = 1.0) -> None:
         """Look at the file every `interval_s` seconds and reload when it changed; trouble is logged once a change."""
         self.stop_watching()

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from ron.proto.clock import now_rfc3339
-from ron.proto.errors import RonError
+from ron.proto.errors import ErrorCode, RonError
 from ron.proto.facts import PingReport, PingStep
 from ron.sdk.ping import Device, ping
 
@@ -88,6 +88,8 @@ class HelloService(Service):
         except CancelledError:
             pass
         except RonError as error:
+            if error.code is ErrorCode.NO_CAPABILITY:
+                self._devices = None  # their capabilities have been revoked or outlived: make new ones
             self._failed(seq, error.message)
         except Exception:  # noqa: BLE001 - the page says that it failed, the log says why
             _log.failure("the hello ping broke", event="hello_ping_broke")
