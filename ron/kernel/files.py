@@ -11,7 +11,10 @@ import os
 import secrets
 from pathlib import Path
 
-from ron.proto.errors import conflict, unavailable
+from ron.proto.errors import ErrorCode, RonError, conflict, unavailable
+
+# sun_path of unix(7), less the final NUL.
+SOCKET_PATH_BYTES = 107
 
 
 def private_dir(path: Path) -> Path:
@@ -19,6 +22,18 @@ def private_dir(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.stat().st_mode & 0o077:
         path.chmod(0o700)
+    return path
+
+
+def socket_path(path: Path) -> Path:
+    """`path`, for a Unix socket. Raises `RonError` (Unsupported) when it is longer than the system takes."""
+    length = len(os.fsencode(path))
+    if length > SOCKET_PATH_BYTES:
+        raise RonError(
+            ErrorCode.UNSUPPORTED,
+            f"the path of a socket, {path}, is {length} bytes long; the system takes {SOCKET_PATH_BYTES}",
+            hint="choose a shorter RON_HOME",
+        )
     return path
 
 

@@ -34,7 +34,7 @@ class HealthState:
         self._missing: dict[str, str] = {}
         self._degraded: dict[str, str] = {}
         self._known: set[str] = set()
-        self._absorbed: dict[str, frozenset[str]] = {}
+        self._absorbed: dict[str, Readiness] = {}
         self._observers: list[Callable[[Readiness], None]] = []
 
     def ok(self, key: str) -> None:
@@ -63,30 +63,37 @@ class HealthState:
         self._tell()
 
     def absorb(self, source: str, theirs: Readiness) -> None:
-        """What another process reports, in place of what it reported before; an empty one forgets it."""
-        for key in self._absorbed.pop(source, frozenset()):
-            self._missing.pop(key, None)
-            self._degraded.pop(key, None)
-        for keys, ours in ((theirs.missing, self._missing), (theirs.degraded, self._degraded)):
-            ours.update({key: theirs.reasons.get(key, "") for key in keys})
-        self._absorbed[source] = frozenset((*theirs.missing, *theirs.degraded))
-        self._known.update(self._absorbed[source])
+        """What another process reports, in place of what it reported before; an empty one forgets it.
+
+        A key that we, or a third process, report too is as bad as the worst of them says.
+        """
+        if theirs.missing or theirs.degraded:
+            self._absorbed[source] = theirs
+        else:
+            self._absorbed.pop(source, None)
         self._tell()
 
     def is_ok(self, key: str) -> bool:
-        """True when `key` was reported and is not missing."""
+        """True when `key` was reported here and is not missing here."""
         return key in self._known and key not in self._missing
 
     def snapshot(self) -> Readiness:
         """The current answer of `/readyz`. A process in which nothing has reported yet is not ready."""
-        ready = bool(self._known) and not self._missing
+        missing, degraded = self._worst()
+        ready = bool(self._known or self._absorbed) and not missing
         return Readiness(
             ready=ready,
-            missing=tuple(sorted(self._missing)),
-            degraded=tuple(sorted(self._degraded)),
-            reasons={**self._degraded, **self._missing},
+            missing=tuple(sorted(missing)),
+            degraded=tuple(sorted(degraded)),
+            reasons={**degraded, **missing},
             retry_after=None if ready else self.RETRY_AFTER_S,
         )
+
+    def _worst(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What is missing and what is degraded, ours and absorbed; our own reason goes first."""
+        missing = {key: r.reasons.get(key, "") for r in self._absorbed.values() for key in r.missing} | self._missing
+        degraded = {key: r.reasons.get(key, "") for r in self._absorbed.values() for key in r.degraded} | self._degraded
+        return missing, {key: reason for key, reason in degraded.items() if key not in missing}
 
     def observe(self, observer: Callable[[Readiness], None]) -> None:
         """Call `observer` with a snapshot after each report."""

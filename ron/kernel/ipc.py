@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from ron.kernel.backoff import Backoff
 from ron.kernel.bus import Bus, Message
 from ron.kernel.events import KernelEvent
-from ron.kernel.files import private_dir
+from ron.kernel.files import private_dir, socket_path
 from ron.kernel.ipc_frames import VERSION, Frame, Hello, Serve, Welcome, decode_frame, encode_frame
 from ron.kernel.ipc_wire import Wire, event_bytes
 from ron.proto.errors import bad_request
@@ -129,7 +129,11 @@ class BusHub(Factory):
         return _HubPeer(self)
 
     def listen(self) -> None:
-        """Accept links. A socket that an earlier process left behind is replaced."""
+        """Accept links. A socket that an earlier process left behind is replaced.
+
+        Raises `RonError` (Unsupported) on a path that is too long for a socket.
+        """
+        socket_path(self.path)
         private_dir(self.path.parent)
         self.path.unlink(missing_ok=True)
         self._port = self.reactor.listenUNIX(str(self.path), self, mode=0o600, backlog=64)

@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
 
-from ron.kernel.files import private_dir
+from ron.kernel.files import private_dir, socket_path
 from ron.proto.addresses import HostPort
 from ron.proto.errors import unavailable
 from ron.web.site import RonSite
@@ -71,7 +71,7 @@ class Listening:
 
 def _listen(reactor: Any, where: int | Path, factory: Any) -> Any:
     if isinstance(where, Path):
-        private_dir(where.parent)
+        private_dir(socket_path(where).parent)
         where.unlink(missing_ok=True)  # of a process that was killed
         return reactor.listenUNIX(str(where), factory, mode=0o600, backlog=BACKLOG)
     # adoptStreamPort duplicates the descriptor, so ours stays for the next process

@@ -21,13 +21,14 @@ from twisted.logger import Logger
 from ron.kernel import Config, KernelEvent
 from ron.kernel.aio import within
 from ron.kernel.bus import Message
+from ron.kernel.files import socket_path
 from ron.kernel.health import Readiness
 from ron.kernel.ipc import BusHub, Hello
 from ron.kernel.processes import Child, ProcessUnit
 from ron.kernel.supervisor import Unit
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.node import Node
-from ron.nodes.parts import PARTS, TLS_SUFFIX
+from ron.nodes.parts import EDGE_SOCKET, LISTENERS, PARTS
 from ron.nodes.runtime import Runtime
 from ron.nodes.spares import Spares
 from ron.nodes.wiring import Wiring
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 BUS_SOCKET = "bus.sock"
 _COMMAND = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "ron-service")
 PROBE_DEADLINE_S = 2.0
-# Which listeners a part accepts from.
-_LISTENERS: dict[str, tuple[str, ...]] = {"gateway": ("gateway", "gateway" + TLS_SUFFIX), "mailbox": ("mailbox",)}
 _log = Logger(namespace="ron.node")
 
 
@@ -56,6 +55,8 @@ class Macronode(Node):
         control: ControlServer | None,
     ) -> None:
         super().__init__(runtime, config, sockets, control)
+        for name in (BUS_SOCKET, EDGE_SOCKET):
+            socket_path(self.run / name)  # now, rather than when a child crashes on it
         self._spares = Spares(runtime.reactor, command=_COMMAND, environment=_environment(runtime.home))
         # a word for each: no child can pass itself off as another
         self._words: dict[str, str] = {}
@@ -115,7 +116,7 @@ class Macronode(Node):
         )
 
     def _launch(self, part: str, name: str, heard: Callable[[str], None]) -> Child:
-        listeners = tuple(name for name in _LISTENERS.get(part, ()) if name in self.sockets)
+        listeners = tuple(name for name in LISTENERS.get(part, ()) if name in self.sockets)
         wiring = Wiring(
             process=name,
             part=part,
@@ -163,6 +164,7 @@ class Macronode(Node):
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """What a child may know of ours."""
-    settings = {k: v for k, v in os.environ.items() if k.startswith(("COVERAGE_", "PYTHON"))}
+    """What a child may know of ours: where the exporter of traces finds what it needs, too."""
+    wanted = ("COVERAGE_", "PYTHON", "OTEL_", "SSL_CERT_", "REQUESTS_CA_BUNDLE")
+    settings = {k: v for k, v in os.environ.items() if k.startswith(wanted)}
     return {**settings, "RON_HOME": str(home)}

@@ -24,12 +24,14 @@ from ron.kernel.bus import Message
 from ron.kernel.commands import Command
 from ron.kernel.files import write_private
 from ron.kernel.supervisor import Supervisor, Unit
+from ron.nodes.admincap import ADMIN_CAP
 from ron.nodes.board import SERVICE, Board
 from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.parts import PARTS, TLS_SUFFIX
 from ron.nodes.parts.oniond import DEVICES
-from ron.nodes.runtime import ADMIN_CAP, Runtime
+from ron.nodes.runtime import Runtime
+from ron.nodes.standby import Standby
 from ron.proto.addresses import HostPort, parse_host_port
 from ron.proto.errors import RonError
 from ron.proto.facts import NodeFacts
@@ -116,6 +118,7 @@ class Node(Daemon):
             processes=self.processes,
             app=config.current.onion.app,
         )
+        self._standby = Standby(runtime, self.supervisor.status, sockets, lambda _listener: config.current.gateway.tls)
         self._admin = AdminApi(runtime.bus, runtime.reactor, time.time)
         self._facts: NodeFacts | None = None
 
@@ -154,6 +157,7 @@ class Node(Daemon):
         await self.supervisor.start()
         runtime.health.ok("listeners")
         await self._write_facts(first=True)
+        self._standby.start()
         # what start-up built stays for good: keep it out of every later collection (halves the p99)
         gc.collect()
         gc.freeze()
@@ -225,6 +229,7 @@ class Node(Daemon):
     async def end(self) -> None:
         """Listeners inward: what requires others goes first; then what is left of our files."""
         self.runtime.health.missing("listeners", "the node is shutting down")
+        await self._standby.stop()
         aborted = await self.supervisor.stop()
         self.runtime.count_cut_off(aborted)
         if self._control is not None:

@@ -14,12 +14,13 @@ from ron.kernel import Config
 from ron.kernel.files import write_private
 from ron.kernel.inprocess import ServiceUnit
 from ron.kernel.supervisor import Supervisor
+from ron.nodes.admincap import ADMIN_CAP
 from ron.nodes.board import SERVICE, Steering
 from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
 from ron.nodes.listeners import BoundSocket, Listening
 from ron.nodes.parts import PARTS
 from ron.nodes.parts.oniond import onion_runtime
-from ron.nodes.runtime import ADMIN_CAP, Runtime
+from ron.nodes.runtime import Runtime
 from ron.proto.addresses import parse_host_port
 from ron.proto.errors import RonError
 from ron.services.configs import OniondConfig, loopback

@@ -20,7 +20,7 @@ from ron.kernel.config import Layers
 from ron.kernel.events import ConfigUpdated
 from ron.kernel.health import Readiness
 from ron.kernel.ipc import BusLink
-from ron.nodes.board import NodeHealth
+from ron.nodes.board import SERVICE, NodeHealth
 from ron.nodes.daemon import Daemon, complain
 from ron.nodes.parts import EDGE_SOCKET, Host, PartUnit, load_part, preload
 from ron.nodes.runtime import Runtime
@@ -84,7 +84,9 @@ class ServiceProcess(Daemon):
         self._link.start()
         await within(runtime.reactor, JOIN_S, self._link.first_joined)
         runtime.health.observe(self._tell_readiness)
+        self._tell_readiness(runtime.health.snapshot())  # what went wrong before there was anybody to tell
         runtime.bus.observe(self._heed, name="config")
+        await self._follow()  # a change that was announced before we could hear it
         await self._unit.start(self._crashed)
         runtime.bus.serve(
             self._process,
@@ -116,11 +118,11 @@ class ServiceProcess(Daemon):
 
     def _heed(self, message: Message) -> None:
         """The node has another snapshot, newer or rolled back to: so have we."""
-        if isinstance(message.body, ConfigUpdated) and message.origin != self.runtime.name:
+        if isinstance(message.body, ConfigUpdated) and message.origin == SERVICE:
             following = Deferred.fromCoroutine(self._follow())
             following.addErrback(
                 lambda failure: _log.failure("the node's config", failure, event="config_not_followed")
             )
 
     async def _follow(self) -> None:
-        self._config.adopt(await self.runtime.bus.call("node", "config", answer=NodeConfig))
+        self._config.adopt(await self.runtime.bus.call(SERVICE, "config", answer=NodeConfig))

@@ -22,7 +22,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ron.auth import AUDIENCE, Authority, Caveat, Wanted, inspect
+from ron.auth import AUDIENCE, Authority
 from ron.auth.files import AuthFiles
 from ron.auth.pow import PowGate, PowSettings
 from ron.auth.replay import ReplayGuard
@@ -31,7 +31,7 @@ from ron.kernel.anomaly import Anomaly, AnomalyWatch
 from ron.kernel.breaker import Circuits
 from ron.kernel.bus import Message, Subscription
 from ron.kernel.config import ConfigError
-from ron.kernel.files import DirectoryLock, private_dir, read_private, write_private
+from ron.kernel.files import DirectoryLock, private_dir
 from ron.kernel.logs import JsonLogObserver, open_log_file
 from ron.kernel.profiling import Profiler
 from ron.kernel.slo import Degradation
@@ -40,8 +40,8 @@ from ron.kernel.tls import ServerTls
 from ron.kernel.tls_listen import wrap_tls
 from ron.kernel.tls_watch import CertificateWatch
 from ron.kernel.tracing import Tracing
+from ron.nodes.admincap import ADMIN_CAP, AdminCapability
 from ron.nodes.listeners import Listening
-from ron.proto.errors import RonError
 from ron.services.configs import home_directory, not_built
 from ron.services.sections import DosConfig, LogSection, TlsConfig
 from ron.web import Edge, Endpoint, make_site
@@ -54,7 +54,6 @@ from ron.web.site import BODY_LIMIT_BYTES, RonSite
 if TYPE_CHECKING:
     from ron.ctl.console import StageConsole
 
-ADMIN_CAP = "admin.cap"
 # Root keys and revocations written by another process are in force here after this long at most.
 AUTH_REFRESH_S = 1.0
 # Queues are looked at, for spikes, this often.
@@ -90,6 +89,7 @@ class Runtime:
         self.auth = AuthFiles(None if self.amnesia else self.home / "auth", time.time, health=self.health)
         self.authority: Authority = self.auth.authority(AUDIENCE)
         self.authority.counts.register(self.metrics.registry)
+        self._admin = AdminCapability(self.home / ADMIN_CAP, self.auth, self.authority)
         self.observer = JsonLogObserver(self._sink(sections.log), service=name, level=sections.log.level)
         self.tracing = Tracing(
             name,
@@ -124,7 +124,7 @@ class Runtime:
         self._console: StageConsole | None = None
         self._progress: Subscription | None = None
         self._config_trouble = False
-        self._admin_cap_due = False
+        self._auth_trouble = ""
         self._loops = [
             self._loop(self._refresh_auth, AUTH_REFRESH_S),
             self._loop(self._watch_queues, WATCH_S),
@@ -242,14 +242,7 @@ class Runtime:
 
     def write_admin_capability(self) -> Path:
         """`admin.cap` (0600): kept while it still verifies, otherwise minted anew."""
-        path = self.home / ADMIN_CAP
-        if not (path.exists() and self._still_good(path)):
-            self._issue_admin_capability(path)
-        return path
-
-    def _issue_admin_capability(self, path: Path) -> None:
-        issued = self.auth.issue(self.authority, [Caveat("scope", "*")], label="admin")
-        write_private(path, (issued.token + "\n").encode())
+        return self._admin.write()
 
     def show_progress(self) -> None:
         """Progress that any process publishes goes to this one's terminal, until the first `say`."""
@@ -302,42 +295,31 @@ class Runtime:
         handshake_s = self.edge.limits.handshake_timeout_ms / 1000
         return wrap_tls(self.reactor, site, context, metrics=self.metrics, handshake_s=handshake_s)
 
-    def _still_good(self, path: Path) -> bool:
-        try:
-            self.authority.admit(_token(path), Wanted("node:read", "GET", "/v1/status"))
-        except (OSError, RonError):
-            return False
-        return True
-
     def _loop(self, work: Callable[[], Any], interval_s: float) -> tuple[LoopingCall, float]:
         loop = LoopingCall(work)
         loop.clock = self.reactor
         return loop, interval_s
 
     def _refresh_auth(self) -> Deferred[None]:
-        """Files are read in a thread, since a writer may hold the lock; health hears of it here.
+        """Files are read and written in a thread; health hears of it here.
 
         Nothing may end these rounds: a process that made no more of them would never hear of a revocation.
         """
-        refreshed = deferToThread(self._poll_auth).addErrback(_log_auth_trouble)
+        refreshed = deferToThread(self._poll_auth).addCallbacks(self._auth_went_well, self._auth_failed)
         return refreshed.addCallback(lambda _none: self.auth.report())
 
     def _poll_auth(self) -> None:
-        if self.auth.poll():
-            self._admin_cap_due = True
-        if self._admin_cap_due and self.lock is not None:
-            self._renew_admin_capability()
-            self._admin_cap_due = False  # not before it is written: a full disk gets another try
+        keys_changed = self.auth.poll()
+        if self.lock is not None:
+            self._admin.keep_up(keys_changed=keys_changed)
 
-    def _renew_admin_capability(self) -> None:
-        """The admin capability must not die with the grace of the root key it stands on."""
-        path = self.home / ADMIN_CAP
-        try:
-            if inspect(_token(path)).kid == self.auth.keys.current.kid:
-                return
-        except (OSError, RonError):
-            pass  # somebody removed or damaged it
-        self._issue_admin_capability(path)
+    def _auth_went_well(self, _none: None) -> None:
+        self._auth_trouble = ""
+
+    def _auth_failed(self, failure: Failure) -> None:
+        trouble, self._auth_trouble = self._auth_trouble, failure.getErrorMessage()
+        if trouble != self._auth_trouble:
+            _log.failure("capabilities could not be looked after", failure, event="auth_refresh_failed")
 
     def _watch_queues(self) -> None:
         depths: Mapping[str, int] = self.bus.depths
@@ -385,14 +367,6 @@ class Runtime:
         self.edge.apply(new.limits)
         self.slo.apply(new.slo)
         self.observer.set_level(new.log.level)
-
-
-def _token(path: Path) -> str:
-    return read_private(path).decode("ascii", "replace").strip()
-
-
-def _log_auth_trouble(failure: Failure) -> None:
-    _log.failure("capabilities could not be looked after", failure, event="auth_refresh_failed")
 
 
 def allow_descriptors(wanted: int) -> int:

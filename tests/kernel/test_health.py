@@ -79,3 +79,41 @@ class Promises(SynchronousTestCase):
         self.assertEqual(snapshot.reasons, {k: f"{k} is {s}" for k, s in last.items() if s != "ok"})
         self.assertIs(snapshot.ready, bool(last) and "missing" not in last.values())
         self.assertEqual(snapshot.retry_after is None, snapshot.ready)
+
+
+class AbsorbedTests(SynchronousTestCase):
+    """What other processes report stands among our own keys, and never in their place."""
+
+    def test_a_key_of_ours_outlives_the_process_that_reported_it_too(self) -> None:
+        health = HealthState()
+        health.missing("auth.revocations", "cannot be read")
+        health.absorb("mailbox", Readiness(ready=False, missing=("auth.revocations",), reasons={}))
+        health.absorb("mailbox", Readiness(ready=False))  # it crashed
+        self.assertEqual(health.snapshot().missing, ("auth.revocations",))
+        self.assertEqual(health.snapshot().reasons, {"auth.revocations": "cannot be read"})
+
+    def test_a_key_that_two_processes_report_outlives_either(self) -> None:
+        health = HealthState()
+        health.ok("listeners")
+        for name in ("gateway.1", "gateway.2"):
+            health.absorb(
+                name, Readiness(ready=False, missing=("auth.revocations",), reasons={"auth.revocations": "?"})
+            )
+        health.absorb("gateway.1", Readiness(ready=True))
+        self.assertFalse(health.snapshot().ready)
+        health.absorb("gateway.2", Readiness(ready=True))
+        self.assertEqual(health.snapshot(), Readiness(ready=True))
+
+    def test_our_own_good_news_does_not_hide_theirs(self) -> None:
+        health = HealthState()
+        health.absorb("edge", Readiness(ready=True, degraded=("config",), reasons={"config": "not taken"}))
+        health.ok("config")
+        self.assertEqual(health.snapshot().degraded, ("config",))
+        self.assertEqual(health.snapshot().reasons, {"config": "not taken"})
+
+    def test_the_worst_word_on_a_key_counts(self) -> None:
+        health = HealthState()
+        health.degraded("config", "ours")
+        health.absorb("edge", Readiness(ready=False, missing=("config",), reasons={"config": "theirs"}))
+        self.assertEqual((health.snapshot().missing, health.snapshot().degraded), (("config",), ()))
+        self.assertEqual(health.snapshot().reasons, {"config": "theirs"})

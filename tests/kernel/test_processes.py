@@ -274,7 +274,7 @@ class Units(UnitCase):
         await unit.start(lambda _reason: None)
         self.children[0].ended.addCallback(lambda reason: ((folder / "lock").rmdir(), reason)[1])
         unit.abort()
-        await unit.start(self.fail)
+        await unit.start(lambda _reason: None)
         self.assertIsNotNone(unit.pid)
 
     async def test_a_start_that_is_given_up_is_stopped_like_any_other(self) -> None:

@@ -41,6 +41,8 @@ class PartSpec(NamedTuple):
 EDGE_SOCKET = "edge.sock"
 # The TLS listener beside a plain one.
 TLS_SUFFIX = "-tls"
+# Which listeners of the node a part accepts from.
+LISTENERS: dict[str, tuple[str, ...]] = {"gateway": ("gateway", "gateway" + TLS_SUFFIX), "mailbox": ("mailbox",)}
 # In the order of what they need. Modules are imported only by the process that hosts the part.
 PARTS: dict[str, PartSpec] = {
     "edge": PartSpec("ron.nodes.parts.edge", "EdgePart"),
