@@ -20,14 +20,15 @@ from twisted.application.internet import ClientService
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ron.kernel.backoff import Backoff
 from ron.kernel.bus import Bus, Message
 from ron.kernel.events import KernelEvent
-from ron.kernel.files import private_dir, socket_path
 from ron.kernel.ipc_frames import VERSION, Frame, Hello, Serve, Welcome, decode_frame, encode_frame
 from ron.kernel.ipc_wire import Wire, event_bytes
+from ron.kernel.unixsock import UnixListener
 from ron.proto.errors import bad_request
 
 __all__ = ["HELLO_S", "VERSION", "BusHub", "BusLink", "Hello", "decode_frame", "encode_frame"]
@@ -36,6 +37,7 @@ __all__ = ["HELLO_S", "VERSION", "BusHub", "BusLink", "Hello", "decode_frame", "
 HELLO_S = 2.0
 # What is still to be sent when a connection is to end has this long.
 HANG_UP_S = 1.0
+_log = Logger(namespace="ron.bus")
 
 
 class _HubPeer(Wire):
@@ -121,7 +123,7 @@ class BusHub(Factory):
         self.uids = frozenset(uids if uids is not None else (os.getuid(),))
         self.max_peers = max_peers
         self.peers: set[_HubPeer] = set()
-        self._port: Any = None
+        self._listener = UnixListener(reactor, path, self, backlog=64)
         self._untap: Callable[[], None] | None = None
 
     def buildProtocol(self, addr: object) -> _HubPeer:
@@ -133,17 +135,17 @@ class BusHub(Factory):
 
         Raises `RonError` (Unsupported) on a path that is too long for a socket.
         """
-        socket_path(self.path)
-        private_dir(self.path.parent)
-        self.path.unlink(missing_ok=True)
-        self._port = self.reactor.listenUNIX(str(self.path), self, mode=0o600, backlog=64)
+        self._listener.listen()
         self._untap = self.bus.tap(lambda message: self._send_all(message, None))
+
+    async def mend(self) -> None:
+        """Have the socket's file there again should somebody have removed it: new peers find us by it."""
+        if await self._listener.mend():
+            _log.warn("{path} was gone and is there again", event="bus_socket_mended", path=str(self.path))
 
     async def close(self) -> None:
         """Hang up on everybody; what was said before still goes out to whoever reads."""
-        if self._port is not None:
-            port, self._port = self._port, None
-            await port.stopListening()
+        await self._listener.stop()
         if self._untap is not None:
             self._untap()
             self._untap = None

@@ -7,19 +7,25 @@ wait in the backlog while it is started again, and any number of workers can acc
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
-from ron.kernel.files import private_dir, socket_path
+from ron.kernel.unixsock import UnixListener
 from ron.proto.addresses import HostPort
 from ron.proto.errors import unavailable
 from ron.web.site import RonSite
 
 BACKLOG = 1024
+# How soon a Unix socket whose file was removed can be found again.
+MEND_S = 1.0
+_log = Logger(namespace="ron.node")
 
 
 class BoundSocket:
@@ -56,28 +62,55 @@ class Listening:
 
     def __init__(self, reactor: Any, where: int | Path, site: RonSite, factory: IProtocolFactory | None = None) -> None:
         self.site = site
-        self._port = _listen(reactor, where, factory or site)
+        self._port: Any = None
+        self._unix: UnixListener | None = None
+        self._mending = LoopingCall(self._mend)
+        self._mending.clock = reactor
+        if isinstance(where, Path):
+            self._unix = UnixListener(reactor, where, factory or site, backlog=BACKLOG)
+            self._unix.listen()
+            self._mending.start(MEND_S, now=False)
+        else:
+            # adoptStreamPort duplicates the descriptor, so ours stays for the next process
+            self._port = reactor.adoptStreamPort(where, _family(where), factory or site)
 
     async def stop_accepting(self) -> None:
         """No new connections here."""
-        await maybeDeferred(self._port.stopListening)
+        if self._mending.running:
+            self._mending.stop()
+        if self._unix is not None:
+            await self._unix.stop()
+        else:
+            await maybeDeferred(self._port.stopListening)
 
     def abort(self) -> None:
         """Hang up on everybody."""
-        maybeDeferred(self._port.stopListening)
+        stopping = Deferred.fromCoroutine(self.stop_accepting())
+        stopping.addErrback(lambda failure: _log.failure("hanging up", failure, event="abort_failed"))
         for channel in list(self.site.channels):
             channel.forceAbortClient()
 
+    def _mend(self) -> Deferred[None]:
+        """Somebody may have removed the socket's file: others find us by it."""
+        return Deferred.fromCoroutine(self._mended()).addErrback(
+            lambda failure: _log.failure("a socket could not be mended", failure, event="mend_failed")
+        )
 
-def _listen(reactor: Any, where: int | Path, factory: Any) -> Any:
-    if isinstance(where, Path):
-        private_dir(socket_path(where).parent)
-        where.unlink(missing_ok=True)  # of a process that was killed
-        return reactor.listenUNIX(str(where), factory, mode=0o600, backlog=BACKLOG)
-    # adoptStreamPort duplicates the descriptor, so ours stays for the next process
-    return reactor.adoptStreamPort(where, _family(where), factory)
+    async def _mended(self) -> None:
+        if self._unix is not None and await self._unix.mend():
+            _log.warn("{path} was gone and is there again", event="socket_mended", path=str(self._unix.path))
 
 
 def _family(descriptor: int) -> socket.AddressFamily:
     with socket.socket(fileno=os.dup(descriptor)) as duplicate:
         return socket.AddressFamily(duplicate.family)
+
+
+def allow_descriptors(wanted: int) -> int:
+    """Raise the soft limit on open files to `wanted`, as far as the hard one lets us; the limit as it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < reachable:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+        soft = reachable
+    return soft

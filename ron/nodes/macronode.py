@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -63,7 +64,7 @@ class Macronode(Node):
         self._hub = BusHub(
             runtime.reactor, runtime.bus, self.run / BUS_SOCKET, admit=self._admit, may_serve=self._may_serve
         )
-        self._fresh = LoopingCall(self.board.keep_fresh)
+        self._fresh = LoopingCall(self._look_after)
         self._fresh.clock = runtime.reactor
         self._names: list[str] = []
 
@@ -85,6 +86,11 @@ class Macronode(Node):
         await super().begin()
         self._spares.fill()
         self._fresh.start(1.0, now=False)
+
+    def _look_after(self) -> None:
+        self.board.keep_fresh()
+        mending = Deferred.fromCoroutine(self._hub.mend())
+        mending.addErrback(lambda failure: _log.failure("the bus", failure, event="bus_mend_failed"))
 
     def units(self) -> Iterator[tuple[str, Unit]]:
         """A process a part; the gateway's workers share its socket."""
@@ -124,6 +130,7 @@ class Macronode(Node):
             word=self._words[name],
             run=str(self.run),
             config=self.config.current,
+            ram=str(self.runtime.ram or ""),
             listeners=listeners,
             addresses={listener: str(address) for listener, address in self.addresses.items()},
         )

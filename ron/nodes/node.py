@@ -71,7 +71,8 @@ def makeService(options: Options) -> Daemon:
 def compose(reactor: Any, config: Config[NodeConfig]) -> Node:
     """A node ready to start. Raises `RonError` when tor, the home or the ports are not usable."""
     find_tor(config.current.onion.tor_binary)
-    runtime = Runtime(reactor, name="node", config=config)
+    macronode = config.current.node.profile == "macronode"
+    runtime = Runtime(reactor, name="node", config=config, shared=macronode)
     sockets = {
         "gateway": BoundSocket(loopback(config.current.gateway.bind, "gateway.bind"), "gateway.bind"),
         "mailbox": BoundSocket(loopback(config.current.mailbox.listen, "mailbox.listen"), "mailbox.listen"),
@@ -84,7 +85,7 @@ def compose(reactor: Any, config: Config[NodeConfig]) -> Node:
     tls = config.current.gateway.tls
     if tls is not None:
         sockets["gateway" + TLS_SUFFIX] = BoundSocket(parse_host_port(tls.bind), "gateway.tls.bind")
-    if config.current.node.profile == "macronode":
+    if macronode:
         from ron.nodes.macronode import Macronode
 
         return Macronode(runtime, config, sockets, control)

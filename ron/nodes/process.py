@@ -52,7 +52,8 @@ def makeService(_options: Options) -> Daemon:
         schema, check = SCHEMAS["ron-node"]
         config: Config[NodeConfig] = Config(Layers(schema, check))
         config.adopt(wiring.config)
-        runtime = Runtime(reactor, name=wiring.process, config=config, owner=False)
+        ram = Path(wiring.ram) if wiring.ram else None
+        runtime = Runtime(reactor, name=wiring.process, config=config, owner=False, ram=ram)
         return ServiceProcess(runtime, config, wiring, sockets)
     except RonError as error:
         complain(NAME, error)

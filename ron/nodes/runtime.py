@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,8 @@ from ron.kernel.tls_listen import wrap_tls
 from ron.kernel.tls_watch import CertificateWatch
 from ron.kernel.tracing import Tracing
 from ron.nodes.admincap import ADMIN_CAP, AdminCapability
-from ron.nodes.listeners import Listening
+from ron.nodes.listeners import Listening, allow_descriptors
+from ron.nodes.ram import ram_directory
 from ron.services.configs import home_directory, not_built
 from ron.services.sections import DosConfig, LogSection, TlsConfig
 from ron.web import Edge, Endpoint, make_site
@@ -70,9 +71,20 @@ class Runtime:
     """The shared things of one process, made before the reactor runs.
 
     name: of the process, as the log and the bus know it. owner: this process owns the home; its children do not.
+    ram: under amnesia, the owner's folder in memory. shared: other processes go by our keys, so that amnesia keeps
+    them in that folder; otherwise in this process.
     """
 
-    def __init__(self, reactor: Any, *, name: str, config: Config[Any], owner: bool = True) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        name: str,
+        config: Config[Any],
+        owner: bool = True,
+        ram: Path | None = None,
+        shared: bool = False,
+    ) -> None:
         self.reactor = reactor
         self.name = name
         allow_descriptors(config.current.limits.connections + SPARE_DESCRIPTORS)
@@ -86,7 +98,13 @@ class Runtime:
         self.metrics.follow_health(self.health)
         self.metrics.follow_disk(self.home)
         self.bus = Bus(reactor, self.metrics, origin=name)
-        self.auth = AuthFiles(None if self.amnesia else self.home / "auth", time.time, health=self.health)
+        self._exits: list[Callable[[], object]] = []
+        self.ram = ram or self._own_ram()
+        # where what must not be forgotten at once is kept: the disk, or under amnesia memory
+        keep: Path | None = self.ram or self.home
+        if self.amnesia and not (shared or ram):
+            keep = None
+        self.auth = AuthFiles(keep and keep / "auth", time.time, health=self.health)
         self.authority: Authority = self.auth.authority(AUDIENCE)
         self.authority.counts.register(self.metrics.registry)
         self._admin = AdminCapability(self.home / ADMIN_CAP, self.auth, self.authority)
@@ -120,7 +138,7 @@ class Runtime:
         self._files_pool = BoundedPool(reactor, name="auth", threads=1)
         self._services = MultiService()
         self._certificates: CertificateWatch | None = None
-        self._exits: list[Callable[[], object]] = []
+        self._auth_in_files = keep is not None
         self._console: StageConsole | None = None
         self._progress: Subscription | None = None
         self._config_trouble = False
@@ -194,7 +212,7 @@ class Runtime:
     def admin_endpoints(self) -> list[Endpoint]:
         """What operators ask of a node."""
         replay = ReplayGuard(REPLAY_WINDOW_S, REPLAY_CAPACITY, time.time)
-        pool = None if self.amnesia else self._files_pool
+        pool = self._files_pool if self._auth_in_files else None
         allowed = self.config.current.profiling.allowed(amnesia=self.amnesia)
         return [
             *AdminApi(self.bus, self.reactor, time.time).endpoints(),
@@ -268,6 +286,13 @@ class Runtime:
             sys.__stdout__.flush()  # type: ignore[union-attr]
 
     # Inside
+
+    def _own_ram(self) -> Path | None:
+        if not self.amnesia:
+            return None
+        ram = ram_directory(self.home)
+        self.at_exit(lambda: shutil.rmtree(ram, ignore_errors=True))
+        return ram
 
     def _sink(self, log: LogSection) -> Any:
         if log.to == "file":
@@ -367,13 +392,3 @@ class Runtime:
         self.edge.apply(new.limits)
         self.slo.apply(new.slo)
         self.observer.set_level(new.log.level)
-
-
-def allow_descriptors(wanted: int) -> int:
-    """Raise the soft limit on open files to `wanted`, as far as the hard one lets us; the limit as it is then."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft < reachable:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
-        soft = reachable
-    return soft

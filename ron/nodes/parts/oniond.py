@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -23,16 +21,16 @@ from ron.tor.watchdog import WatchedTor
 
 GATEWAY_PORT, MAILBOX_PORT = 80, 9410
 DEVICES = ("device-a", "device-b")
-_RAM_DIRECTORY = Path("/dev/shm")  # noqa: S108 - memory-backed on Linux, and the folder made in it is 0700
 
 
 def onion_runtime(
     runtime: Runtime, config: OnionConfig, *, clients: Sequence[str], apps: Mapping[str, Sequence[PortMap]]
 ) -> OniondService:
     """The service on a network of its own with a tor for each of `clients`; in amnesia all of it in memory."""
-    ram = Path(tempfile.mkdtemp(prefix="ron-", dir=_RAM_DIRECTORY)) if runtime.amnesia else None
-    if ram is not None:
-        runtime.at_exit(lambda: shutil.rmtree(ram, ignore_errors=True))
+    directory = (runtime.ram or runtime.home) / "tornet"
+    if runtime.ram is not None:
+        # a process of ours that was killed left its network there
+        shutil.rmtree(directory, ignore_errors=True)
 
     def show(stage: Stage) -> None:
         runtime.bus.publish(
@@ -41,7 +39,7 @@ def onion_runtime(
 
     network = PrivateNetwork(
         runtime.reactor,
-        directory=(ram or runtime.home) / "tornet",
+        directory=directory,
         tor=find_tor(config.tor_binary),
         clients=(HOST_ROLE, *clients),
         progress=show,
