@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -24,8 +31,10 @@ MergeRule = Literal["sum", "min", "max"]
 _MERGERS: dict[str, Callable[[float, float], float]] = {"sum": lambda a, b: a + b, "min": min, "max": max}
 # families that say something of one process and nothing when added up
 _PER_PROCESS = ("process_", "python_")
-# the client's creation times: a second family for each counter, and no sum of them means anything
+# the client's creation times: a second family for each counter, and no sum of them means anything; a node in one
+# process shows none either
 _CREATED = "_created"
+disable_created_metrics()
 
 
 class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

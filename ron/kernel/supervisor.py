@@ -80,8 +80,15 @@ class Supervisor:
         self._health.missing(f"service.{unit.name}", "it is not started yet")
 
     async def start(self) -> None:
-        """Start all, each as soon as what it requires is up or has failed. Raises an essential unit's first error."""
-        await DeferredList([Deferred.fromCoroutine(self._start(watch)) for watch in self._watches.values()])
+        """Start all, each as soon as what it requires is up or has failed. Raises an essential unit's first error.
+
+        Whoever cancels it waits no more; what was begun goes on until `stop`.
+        """
+        starting = [Deferred.fromCoroutine(self._start(watch)) for watch in self._watches.values()]
+        outcomes: list[tuple[bool, Any]] = await DeferredList(starting, consumeErrors=True)
+        for ok, outcome in outcomes:
+            if not ok:
+                outcome.raiseException()  # a list does not fail when it is cancelled, only all that is in it does
         for watch in self._watches.values():
             if watch.essential and watch.first_error is not None and watch.state != "up":
                 raise watch.first_error

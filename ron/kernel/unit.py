@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ron.kernel.aio import cancellable, within
+from ron.kernel.logs import redact
 from ron.kernel.restarts import Again
 from ron.proto.errors import RonError, unavailable
 
@@ -192,6 +193,8 @@ class Watch:
         starting, self._starting = self._starting, None
         if starting is not None:
             starting.cancel()
+        # it may be whatever a dying process said last, and anybody may read it in /readyz
+        reason = redact(reason)
         if not self.settled.called:
             self.first_error = error or unavailable(f"{self.unit.name} ended while it started: {reason}")
         self.reason = reason

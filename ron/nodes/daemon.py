@@ -140,8 +140,8 @@ class Daemon(Service):
             self.runtime.reactor.addSystemEventTrigger("after", "shutdown", lambda: os._exit(int(self._exit)))
 
     def _could_not_begin(self, failure: Any) -> None:
-        if failure.check(CancelledError):
-            return
+        if failure.check(CancelledError) or not self.running:
+            return  # it was told to end before it was up, which is no failure
         error = failure.value
         if not isinstance(error, RonError):
             _log.failure("{name} could not start", failure, event="start_failed", name=self.runtime.name)

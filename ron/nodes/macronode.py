@@ -6,7 +6,9 @@ the bus, watches the children and answers for the whole; it serves no requests i
 
 from __future__ import annotations
 
+import functools
 import hmac
+import operator
 import os
 import secrets
 import sys
@@ -22,6 +24,7 @@ from twisted.logger import Logger
 from ron.kernel import Config, KernelEvent
 from ron.kernel.aio import within
 from ron.kernel.bus import Message
+from ron.kernel.config import differences, value_at
 from ron.kernel.files import socket_path
 from ron.kernel.health import Readiness
 from ron.kernel.ipc import BusHub, Hello
@@ -67,6 +70,7 @@ class Macronode(Node):
         self._fresh = LoopingCall(self._look_after)
         self._fresh.clock = runtime.reactor
         self._names: list[str] = []
+        self._started = config.current
 
     async def open(self) -> None:
         """The bus."""
@@ -129,7 +133,7 @@ class Macronode(Node):
             bus=str(self._hub.path),
             word=self._words[name],
             run=str(self.run),
-            config=self.config.current,
+            config=as_started(self._started, self.config.current),
             ram=str(self.runtime.ram or ""),
             listeners=listeners,
             addresses={listener: str(address) for listener, address in self.addresses.items()},
@@ -168,6 +172,19 @@ class Macronode(Node):
         if isinstance(message.body, KernelEvent.ServiceCrashed) and message.body.service in self._names:
             self.runtime.health.absorb(message.body.service, Readiness(ready=False))
             self.runtime.health.ok(f"probe.{message.body.service}")
+
+
+def as_started(started: NodeConfig, current: NodeConfig) -> NodeConfig:
+    """What a process that is started again goes by: `current` where a key takes effect at once, else as all others.
+
+    A key that needs a restart of the node must not have two values in it: one half with amnesia, one without.
+    """
+    changes = differences(started, current)
+    tables = msgspec.to_builtins(started)
+    for key in (change.key for change in changes if change.key not in changes.restart_needed):
+        *sections, last = key.split(".")
+        functools.reduce(operator.getitem, sections, tables)[last] = msgspec.to_builtins(value_at(current, key))
+    return msgspec.convert(tables, NodeConfig)
 
 
 def _environment(home: Path) -> dict[str, str]:

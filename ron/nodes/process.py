@@ -87,7 +87,7 @@ class ServiceProcess(Daemon):
         runtime.health.observe(self._tell_readiness)
         self._tell_readiness(runtime.health.snapshot())  # what went wrong before there was anybody to tell
         runtime.bus.observe(self._heed, name="config")
-        await self._follow()  # a change that was announced before we could hear it
+        self._catch_up()  # a change that was announced before we could hear it
         await self._unit.start(self._crashed)
         runtime.bus.serve(
             self._process,
@@ -120,10 +120,11 @@ class ServiceProcess(Daemon):
     def _heed(self, message: Message) -> None:
         """The node has another snapshot, newer or rolled back to: so have we."""
         if isinstance(message.body, ConfigUpdated) and message.origin == SERVICE:
-            following = Deferred.fromCoroutine(self._follow())
-            following.addErrback(
-                lambda failure: _log.failure("the node's config", failure, event="config_not_followed")
-            )
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        following = Deferred.fromCoroutine(self._follow())
+        following.addErrback(lambda failure: _log.failure("the node's config", failure, event="config_not_followed"))
 
     async def _follow(self) -> None:
         self._config.adopt(await self.runtime.bus.call(SERVICE, "config", answer=NodeConfig))

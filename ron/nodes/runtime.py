@@ -41,6 +41,7 @@ from ron.kernel.tls_listen import wrap_tls
 from ron.kernel.tls_watch import CertificateWatch
 from ron.kernel.tracing import Tracing
 from ron.nodes.admincap import ADMIN_CAP, AdminCapability
+from ron.nodes.inneredge import inner_edge
 from ron.nodes.listeners import Listening, allow_descriptors
 from ron.nodes.ram import ram_directory
 from ron.services.configs import home_directory, not_built
@@ -207,7 +208,8 @@ class Runtime:
 
         name: of the listener, for metrics."""
         more = health_endpoints(view or self, name=self.name) if health else []
-        return make_site(self.edge, [*endpoints, *more], body_limit=body_limit, name=name)
+        edge = self.edge if health else inner_edge(self.edge)
+        return make_site(edge, [*endpoints, *more], body_limit=body_limit, name=name)
 
     def admin_endpoints(self) -> list[Endpoint]:
         """What operators ask of a node."""

@@ -41,7 +41,17 @@ class Spares:
 
     def launch(self, wiring: Wiring, descriptors: list[int]) -> Child:
         """A process that is what `wiring` says: the spare, or a new one."""
-        child, end = self._take()
+        spare = self._take()
+        if spare is not None:
+            child, end = spare
+            try:
+                with end:
+                    give(end, wiring, descriptors)
+                return child
+            except OSError:
+                _log.warn("a spare process died while it waited", event="spare_died")
+                child.signal("KILL")
+        child, end = self._start(spare=False)
         with end:
             give(end, wiring, descriptors)
         return child
@@ -57,13 +67,14 @@ class Spares:
             end.close()
             child.signal("KILL")
 
-    def _take(self) -> tuple[Child, socket.socket]:
+    def _take(self) -> tuple[Child, socket.socket] | None:
         spare, self._spare = self._spare, None
         if self._keep and (self._refill is None or not self._refill.active()):
             self._refill = self._reactor.callLater(REFILL_AFTER_S, self.fill)
-        if spare is not None and not spare[0].ended.called:
-            return spare
-        return self._start(spare=False)
+        if spare is not None and spare[0].ended.called:
+            spare[1].close()
+            return None
+        return spare
 
     def _start(self, *, spare: bool) -> tuple[Child, socket.socket]:
         ours, theirs = socket.socketpair()

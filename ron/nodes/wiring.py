@@ -30,8 +30,8 @@ _MAX_DESCRIPTORS = 16
 
 class Wiring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """process: our name on the bus. part: which service we host. bus: the hub's socket. word: its password. run: the
-    folder of Unix sockets. config: the node's snapshot. ram: under amnesia, the node's folder in memory. listeners: what
-    we accept from. addresses: where the node's listeners are.
+    folder of Unix sockets. config: what the node runs on. ram: under amnesia, the node's folder in memory. listeners:
+    what we accept from. addresses: where the node's listeners are.
     """
 
     process: str

@@ -193,6 +193,7 @@ class MergedTests(SynchronousTestCase):
 
     def test_creation_times_are_left_out(self) -> None:
         self.assertNotIn(b"_created", render_merged({"one": process(unauth=1).export()}))
+        self.assertNotIn(b"_created", process(unauth=1).render())
 
     def test_one_name_of_two_types_keeps_the_first(self) -> None:
         first = Family(name="thing", type="gauge", help="a", samples=(Sample("thing", {}, 1.0),))

@@ -264,6 +264,19 @@ class Crash(SupervisorCase):
         lamp.let(unavailable("no port", hint="free it"))
         self.assertEqual(self.status("edge").reason, "no port; fix: free it")
 
+    def test_what_it_says_while_it_dies_tells_no_secret(self) -> None:
+        lamp = self.lamp("lamp")
+        heard = self.bus.subscribe("kernel", name="test")
+        self.start()
+        lamp.crashed("exit code 1 (KeyError: Authorization: Bearer AgELbG9jYWxob3N0AgRhYmNkAAAGIHh5eg)" + "x" * 10_000)
+        reasons = [self.status("lamp").reason, self.health.snapshot().reasons["service.lamp"]]
+        reasons += [message.body.reason for message in iter(heard.take, None) if hasattr(message.body, "reason")]
+        self.assertEqual(len(reasons), 3)
+        for reason in reasons:
+            self.assertIn("exit code 1", reason)
+            self.assertNotIn("AgEL", reason)
+            self.assertLess(len(reason), 3000)
+
     def test_a_start_that_was_cancelled_from_within(self) -> None:
         lamp = self.lamp("edge", at_once=False)
         starting = self.start()
@@ -416,6 +429,17 @@ class Stopping(SupervisorCase):
         self.assertEqual(self.successResultOf(stopping), 0)
         self.successResultOf(starting)
         self.assertEqual((self.state("store"), self.state("mailbox")), ("idle", "idle"))
+
+    def test_whoever_gave_up_waiting_for_the_start_does_not_hear_that_it_went_well(self) -> None:
+        lamp = self.lamp("lamp", at_once=False)
+        self.lamp("other", "lamp")
+        starting = self.start()
+        starting.cancel()
+        self.failureResultOf(starting, CancelledError)
+        self.assertEqual(lamp.phase, "starting", "ending it is for `stop`")
+        lamp.at_once = True
+        self.successResultOf(self.stop())
+        self.assertEqual((self.state("lamp"), self.state("other")), ("idle", "idle"))
 
     def test_before_the_start(self) -> None:
         lamp = self.lamp("edge")

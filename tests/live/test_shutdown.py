@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import time
@@ -27,7 +28,9 @@ class EndTests(SynchronousTestCase):
             stuck.sendall(b"POST /v1/send HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
             time.sleep(0.5)
             self.assertEqual(node.stop(signal.SIGTERM), 9, node.output.read_text())
-            self.assertEqual(stuck.recv(1000), b"", "the connection is closed, not left hanging")
+            # closed or reset, as the system sees fit: not left hanging
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(stuck.recv(1000), b"")
         self.assertEqual(process_tree(str(node.home)), [])
 
     def test_the_second_ctrl_c_is_immediate(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -90,5 +89,5 @@ class AmnesiaTests(WithRuntime):
         self.assertFalse(ram.exists())
         alone = self.amnesic(name="node")
         assert alone.ram is not None
-        self.assertEqual(os.listdir(alone.ram), [])
+        self.assertEqual(list(alone.ram.iterdir()), [])
         alone.stop()
