@@ -70,7 +70,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.merge_rules: dict[str, MergeRule] = {
-            "config_version": "min",  # the process that lags behind is the one to know of
+            "config_version": "max",  # the node's own; children count what they were given from 1
             "node_ready": "min",
             "disk_free_bytes": "min",
             "tls_certificate_expiry_seconds": "min",

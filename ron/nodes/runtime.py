@@ -44,6 +44,7 @@ from ron.nodes.admincap import ADMIN_CAP, AdminCapability
 from ron.nodes.inneredge import inner_edge
 from ron.nodes.listeners import Listening, allow_descriptors
 from ron.nodes.ram import ram_directory
+from ron.nodes.replay import SharedReplay, serve_replay
 from ron.services.configs import home_directory, not_built
 from ron.services.sections import DosConfig, LogSection, TlsConfig
 from ron.web import Edge, Endpoint, make_site
@@ -149,6 +150,8 @@ class Runtime:
             self._loop(self._watch_queues, WATCH_S),
             self._loop(self._forgive_config, WATCH_S),
         ]
+        if owner:
+            serve_replay(self.bus, ReplayGuard(REPLAY_WINDOW_S, REPLAY_CAPACITY, time.time))
         config.on_change(self._announce)
         config.on_refused(self._config_refused)
         config.observe(self._apply)
@@ -213,7 +216,7 @@ class Runtime:
 
     def admin_endpoints(self) -> list[Endpoint]:
         """What operators ask of a node."""
-        replay = ReplayGuard(REPLAY_WINDOW_S, REPLAY_CAPACITY, time.time)
+        replay = SharedReplay(self.bus)
         pool = self._files_pool if self._auth_in_files else None
         allowed = self.config.current.profiling.allowed(amnesia=self.amnesia)
         return [

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeadlineError
 from twisted.internet.protocol import Protocol, connectionDone
@@ -28,6 +27,7 @@ from ron.kernel.breaker import CircuitBreaker, CircuitOpen, Circuits
 from ron.proto.errors import ErrorCode, RonError, from_envelope
 from ron.proto.exitcodes import Unreachable
 from ron.sdk.pow import PowProgress, paying
+from ron.sdk.transport import Requests
 
 T = TypeVar("T")
 TRIES = 5
@@ -54,7 +54,7 @@ class Api:
     def __init__(
         self,
         reactor: Any,
-        http: HTTPClient,
+        http: Requests,
         base_url: str,
         capability: str | None = None,
         *,

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from treq.client import HTTPClient
+from twisted.internet.task import deferLater
 
+from ron.kernel.backoff import Backoff
 from ron.kernel.breaker import Circuits
 from ron.kernel.lru import ByteLru
 from ron.proto.assets import Asset
+from ron.proto.errors import unavailable
+from ron.proto.exitcodes import Unreachable
 from ron.proto.tiles import TileAddress
 from ron.sdk.client import Answer, Api
 from ron.sdk.transport import unix_http
@@ -34,8 +37,8 @@ class EdgeClient:
         self._reactor = reactor
         # the node starts a dead edge again within a second: a circuit that opened for two would make it worse
         circuits = Circuits(reactor.seconds, failures_in_row=PATIENCE)
-        http = cast(HTTPClient, unix_http(reactor, path))
-        self._api = Api(reactor, http, "http://edge", deadline_s=DEADLINE_S, tries=8, circuits=circuits)
+        http = unix_http(reactor, path)
+        self._api = Api(reactor, http, "http://edge", deadline_s=DEADLINE_S, tries=1, circuits=circuits)
         self._cache: ByteLru[str, tuple[float, Asset]] = ByteLru(cache_bytes)
 
     def tile(self, address: TileAddress) -> Asset | Awaitable[Asset]:
@@ -53,10 +56,23 @@ class EdgeClient:
         return self._fetch(path)
 
     async def _fetch(self, path: str) -> Asset:
-        asset = _asset(await self._api.fetch("GET", path))
+        asset = _asset(await self._answer(path))
         fresh_s = min(FRESH_S, asset.max_age_s)
         self._cache.put(path, (self._reactor.seconds() + fresh_s, asset), len(asset.body))
         return asset
+
+    async def _answer(self, path: str) -> Answer:
+        """What the edge says, whatever that is, tried again only while nobody is there to say anything."""
+        until_s = self._reactor.seconds() + DEADLINE_S
+        backoff = Backoff(base_s=0.05, ceiling_s=0.5)
+        while True:
+            try:
+                return await self._api.fetch("GET", path)
+            except Unreachable as error:
+                delay_s = backoff.next_delay_s()
+                if self._reactor.seconds() + delay_s > until_s:
+                    raise unavailable("the edge does not answer", hint=error.hint) from None
+            await deferLater(self._reactor, delay_s)
 
 
 def _asset(answer: Answer) -> Asset:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.web.client import URI, Agent, FileBodyProducer, HTTPConnectionPool
@@ -22,9 +21,19 @@ CONNECT_TIMEOUT_S = 10.0
 _PER_HOST = 8
 
 
-def direct_http(reactor: Any, pool: HTTPConnectionPool | None = None) -> HTTPClient:
+class Requests(Protocol):
+    """What the SDK needs of an HTTP client; treq's has it too."""
+
+    def request(
+        self, method: str, url: str, *, headers: Headers, data: bytes | None, unbuffered: bool, allow_redirects: bool
+    ) -> Deferred[Any]:
+        """Send a request; the answer's body has not been read."""
+        ...
+
+
+def direct_http(reactor: Any, pool: HTTPConnectionPool | None = None) -> PlainClient:
     """Requests over loopback."""
-    return HTTPClient(Agent(reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=pool or connection_pool(reactor)))
+    return PlainClient(Agent(reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=pool or connection_pool(reactor)))
 
 
 def unix_http(reactor: Any, path: Path, pool: HTTPConnectionPool | None = None) -> PlainClient:
@@ -34,7 +43,7 @@ def unix_http(reactor: Any, path: Path, pool: HTTPConnectionPool | None = None) 
 
 
 class PlainClient:
-    """`HTTPClient.request` without a word of its own: no cookies, and bodies stay encoded as they came."""
+    """An agent as the SDK asks it: no cookies, no redirects, and bodies stay encoded as they came."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -60,10 +69,10 @@ class _UnixEndpoints:
         return UNIXClientEndpoint(self._reactor, str(self._path), timeout=CONNECT_TIMEOUT_S)
 
 
-def onion_http(reactor: Any, socks_port: int, pool: HTTPConnectionPool | None = None) -> HTTPClient:
+def onion_http(reactor: Any, socks_port: int, pool: HTTPConnectionPool | None = None) -> PlainClient:
     """Requests through the tor that has its SOCKS port at 127.0.0.1:`socks_port`; names are resolved by tor alone."""
     socks = TCP4ClientEndpoint(reactor, "127.0.0.1", socks_port, timeout=CONNECT_TIMEOUT_S)
-    return HTTPClient(tor_agent(reactor, socks, pool=pool or connection_pool(reactor)))
+    return PlainClient(tor_agent(reactor, socks, pool=pool or connection_pool(reactor)))
 
 
 def connection_pool(reactor: Any) -> HTTPConnectionPool:

@@ -7,7 +7,7 @@ they hold: whatever narrows the caller's capability narrows what is minted with 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from ron.auth import AuthFiles, Authority, Capability, Caveat, Refused, ReplayGuard
 from ron.auth.caveats import ALLOWANCES, RESOURCE, scope_allows, scope_parts
@@ -32,8 +32,35 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Replay(Protocol):
+    """Remembers operations; in one process, or for all workers of a listener."""
+
+    async def claim(self, cap_id: str, op_id: str) -> None:
+        """Raises `RonError`: Conflict on a repeat, Backpressure when too many are remembered, StoreUnavailable."""
+        ...
+
+    async def release(self, cap_id: str, op_id: str) -> None:
+        """It did not happen: it may be tried again."""
+        ...
+
+
+class OwnReplay:
+    """A guard of this process."""
+
+    def __init__(self, guard: ReplayGuard) -> None:
+        self._guard = guard
+
+    async def claim(self, cap_id: str, op_id: str) -> None:
+        """See `ReplayGuard.claim`."""
+        self._guard.claim(cap_id, op_id)
+
+    async def release(self, cap_id: str, op_id: str) -> None:
+        """See `ReplayGuard.release`."""
+        self._guard.release(cap_id, op_id)
+
+
 def cap_endpoints(
-    authority: Authority, files: AuthFiles, replay: ReplayGuard, *, pool: BoundedPool | None = None
+    authority: Authority, files: AuthFiles, replay: Replay, *, pool: BoundedPool | None = None
 ) -> list[Endpoint]:
     """`/v1/caps`, `/v1/caps/mint`, `/v1/caps/revoke`, `/v1/caps/rotate`.
 
@@ -72,7 +99,7 @@ def cap_endpoints(
 
 
 class _Caps:
-    def __init__(self, authority: Authority, files: AuthFiles, replay: ReplayGuard, pool: BoundedPool | None) -> None:
+    def __init__(self, authority: Authority, files: AuthFiles, replay: Replay, pool: BoundedPool | None) -> None:
         self._authority = authority
         self._files = files
         self._replay = replay
@@ -119,11 +146,11 @@ class _Caps:
     async def _once(self, call: Call, op_id: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`work` under an op_id that has not been used. One that failed changed nothing and may be tried again."""
         cap_id = _caller(call).cap_id
-        self._replay.claim(cap_id, op_id)
+        await self._replay.claim(cap_id, op_id)
         try:
             return await self._run(work, *args, **kwargs)
         except RonError:
-            self._replay.release(cap_id, op_id)
+            await self._replay.release(cap_id, op_id)
             raise
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DEADLINE_S = 30.0
 # Counted, never sent: the client hung up before its answer (the number is nginx's).
 CLIENT_GONE = 499
+UNAVAILABLE = 503
 _log = Logger(namespace="ron.web")
 
 
@@ -213,7 +214,10 @@ class BoundEndpoint:
         status = CLIENT_GONE if request._disconnected else answer.status
         self._count(status)
         if edge.slo is not None and not (shed or self.spec.vital or status == CLIENT_GONE):
-            edge.slo.count(failed=status >= 500, elapsed_s=0.0 if self.spec.waits else elapsed_s)
+            # 503 is an outage that says so in readiness: leaving out writes would mend nothing, and whoever asks for
+            # what is missing must not be able to have them left out
+            failed = status >= 500 and status != UNAVAILABLE
+            edge.slo.count(failed=failed, elapsed_s=0.0 if self.spec.waits else elapsed_s)
         if turn.span is not None:
             turn.span.end(status)
         if turn.capability is not None:

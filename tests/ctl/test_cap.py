@@ -21,7 +21,7 @@ from ron.kernel.aio import within
 from ron.kernel.files import write_private
 from ron.proto.errors import ErrorCode, RonError
 from ron.web import Edge, make_site
-from ron.web.caps import cap_endpoints
+from ron.web.caps import OwnReplay, cap_endpoints
 from tests.web.wire import until
 
 RONCTL = Path(sys.executable).parent / "ronctl"
@@ -226,7 +226,7 @@ class OverHttp(TestCase):
         self.files = AuthFiles(None, time.time)
         self.authority = self.files.authority(AUDIENCE)
         edge = Edge(authority=self.authority, metrics=Metrics(), reactor=reactor)
-        endpoints = cap_endpoints(self.authority, self.files, ReplayGuard(60, 100, time.time))
+        endpoints = cap_endpoints(self.authority, self.files, OwnReplay(ReplayGuard(60, 100, time.time)))
         site = make_site(edge, endpoints)
         listening = reactor.listenTCP(0, site, interface="127.0.0.1")  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{listening.getHost().port}"

@@ -175,7 +175,7 @@ class MergedTests(SynchronousTestCase):
             metrics.config_version.set(version)
             metrics.open_connections.labels("gateway").set(connections)
         read = self.merge(one=one, other=other)
-        self.assertEqual(read["config_version", ()], 2)
+        self.assertEqual(read["config_version", ()], 3)
         self.assertEqual(read["open_connections", (("listener", "gateway"),)], 15)
 
     def test_a_service_says_how_its_own_gauge_is_merged(self) -> None:

@@ -18,7 +18,7 @@ from ron.auth.wire import MAX_TTL_S
 from ron.kernel import Metrics
 from ron.proto.errors import RonError
 from ron.web import Edge, make_site
-from ron.web.caps import cap_endpoints
+from ron.web.caps import OwnReplay, cap_endpoints
 from tests.web.wire import Response, exchange, request, split_response
 
 NOW = 1_800_000_000.0
@@ -39,7 +39,7 @@ class Caps(SynchronousTestCase):
         self.files = AuthFiles(self.folder, lambda: self.now_s)
         self.authority = self.files.authority(AUDIENCE)
         edge = Edge(authority=self.authority, metrics=Metrics(), reactor=Clock())
-        replay = ReplayGuard(DAY_S, 100, lambda: self.now_s)
+        replay = OwnReplay(ReplayGuard(DAY_S, 100, lambda: self.now_s))
         self.site = make_site(edge, cap_endpoints(self.authority, self.files, replay))
 
     def holder(self, *caveats: tuple[str, str]) -> str:

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from ron.kernel import HealthState
 from ron.kernel.slo import MIN_REQUESTS, Degradation
 from ron.kernel.slo_config import SloConfig
-from ron.proto.errors import backpressure, conflict, unavailable
+from ron.proto.errors import ErrorCode, RonError, backpressure, conflict, unavailable
 from ron.web import Call, Edge, Endpoint
 from ron.web.health import OwnHealth, health_endpoints
 from tests.web.wire import OnTheWire, Response, request, until
@@ -62,10 +62,18 @@ class Degraded(OnTheWire):
         return await self.ask(request("POST", path))
 
     async def burn(self) -> None:
-        self.outcome = unavailable("the disk is gone")
+        self.outcome = RonError(ErrorCode.INTERNAL, "it is broken")
         await self.get(times=MIN_REQUESTS)
         self.clock.advance(1)
         self.assertTrue(self.slo.burning)
+
+    async def test_an_outage_that_says_so_is_no_reason_to_shed(self) -> None:
+        """Anybody can ask for what is missing; that must not make the node refuse other people's writes."""
+        self.outcome = unavailable("the pack is broken")
+        await self.get(times=10 * MIN_REQUESTS)
+        self.clock.advance(1)
+        self.assertFalse(self.slo.burning)
+        self.assertEqual((await self.post()).status, 200)
 
     async def waited(self, path: str, seconds: float) -> None:
         """`MIN_REQUESTS` calls of `path` that are answered after `seconds`."""
