@@ -22,7 +22,7 @@ LOCK_WAIT_S = 0.5
 # Pages in the write-ahead log before they are moved to the database: 16 MiB, a pause of some 20 ms each.
 CHECKPOINT_PAGES = 4096
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
-CACHE_KIB = 16 * 1024
+CACHE_KIB = 4 * 1024
 CACHED_STATEMENTS = 256
 
 # Primary result codes that speak of the disk or the file and not of our SQL (sqlite.org/rescode.html).
