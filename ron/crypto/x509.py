@@ -34,12 +34,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ron.proto.addresses import IDENTITY_PREFIX, is_ip_address
 from ron.proto.errors import bad_request, conflict
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-IDENTITY_PREFIX = "ron://node/"
 CA_DAYS, NODE_DAYS = 3650, 90
 MAX_CA_DAYS = 7300
 # Apple's clients take at most 825 days from a private root, counted from not_before; longer ones would fail there only
@@ -328,17 +328,9 @@ def _alternative_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
 
 def _dns_name(text: str, *, wildcard: bool = True) -> str:
     name = text.lower().rstrip(".")
-    if len(name) > 253 or not _DNS_NAME.fullmatch(name) or ("*" in name and not wildcard) or _is_address(name):
+    if len(name) > 253 or not _DNS_NAME.fullmatch(name) or ("*" in name and not wildcard) or is_ip_address(name):
         raise bad_request(f"{text!r} is no DNS name", hint="letters, digits and -, for others the punycode form xn--…")
     return name
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _address(text: str) -> IpAddress:

@@ -19,6 +19,19 @@ async def within(reactor: Any, seconds: float, awaitable: Deferred[T] | Coroutin
     return await deferred.addTimeout(seconds, reactor)
 
 
+def occurred(event: Deferred[T]) -> Deferred[None]:
+    """Fires when `event` has, and leaves its result to whoever else waits: any number may."""
+    waiter: Deferred[None] = Deferred()
+
+    def pass_on(result: T) -> T:
+        if not waiter.called:
+            waiter.callback(None)
+        return result
+
+    event.addBoth(pass_on)
+    return waiter
+
+
 def cancellable(inner: Deferred[T]) -> Deferred[T]:
     """`inner`, but cancelled it fails with `CancelledError` at once, whatever error `inner` makes of being cancelled.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeAlias, TypeVar, overload
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ron.kernel import correlation
+from ron.kernel.clock import Clock
 from ron.kernel.commands import Call, Command, Handlers, ServiceQueue, Span, Tracer
 from ron.kernel.events import AnyKernelEvent, KernelEvent
 from ron.kernel.metrics import Metrics
@@ -26,7 +27,7 @@ from ron.kernel.subscriptions import Message, Subscription
 from ron.proto.errors import conflict, unavailable
 from ron.proto.ids import uuid7
 
-__all__ = ["Bus", "BusReactor", "Message", "Remote", "Subscription"]
+__all__ = ["Bus", "Message", "Remote", "Subscription"]
 
 KERNEL_TOPIC = "kernel"
 CAPACITY = 4096
@@ -41,17 +42,9 @@ _ROUTES = 1024
 # What `bus_published_total` calls all topics beyond that number.
 OTHER_TOPICS = "other"
 T = TypeVar("T")
+# under this name it stands in the frozen signature
+BusReactor: TypeAlias = Clock
 _log = Logger(namespace="ron.bus")
-
-
-class BusReactor(Protocol):
-    """What the bus needs of a reactor."""
-
-    def seconds(self) -> float: ...
-
-    def callLater(
-        self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object
-    ) -> IDelayedCall: ...
 
 
 class Remote(Protocol):

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ron.kernel import correlation
+from ron.kernel.clock import Clock
 from ron.kernel.metrics import Metrics
 from ron.proto.errors import ErrorCode, RonError, not_found, unavailable
 
@@ -44,12 +44,6 @@ class Busy(RonError):
         super().__init__(ErrorCode.BACKPRESSURE, f"{service} is busy: its queue is full")
 
 
-class _Reactor(Protocol):
-    def callLater(
-        self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object
-    ) -> IDelayedCall: ...
-
-
 class Span(Protocol):
     """A command in a trace."""
 
@@ -65,9 +59,7 @@ class Tracer(Protocol):
 class Call:
     """A command under way: `reply` fires once, with what `work` gives or with Timeout, and then `work` is cancelled."""
 
-    def __init__(
-        self, reactor: _Reactor, metrics: Metrics, command: Command, work: Deferred[Any] | None = None
-    ) -> None:
+    def __init__(self, reactor: Clock, metrics: Metrics, command: Command, work: Deferred[Any] | None = None) -> None:
         self.command = command
         self.reply: Deferred[Any] = Deferred(self._cancelled)
         self._metrics = metrics
@@ -118,7 +110,7 @@ class ServiceQueue:
 
     def __init__(
         self,
-        reactor: _Reactor,
+        reactor: Clock,
         metrics: Metrics,
         service: str,
         handlers: Handlers,

@@ -21,7 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ron.kernel.aio import cancellable
+from ron.kernel.aio import cancellable, occurred
 from ron.proto.errors import RonError, unavailable
 
 KEPT_LINES = 50
@@ -132,10 +132,7 @@ async def stop(reactor: IReactorTime, process: Child, *, kill_after_s: float | N
 
 async def gone(process: Child) -> None:
     """Return when `process` has ended; any number may wait."""
-    if not process.ended.called:
-        waiter: Deferred[None] = Deferred()
-        process.ended.addBoth(_pass_on, waiter)
-        await waiter
+    await occurred(process.ended)
 
 
 class ProcessUnit:
@@ -259,8 +256,3 @@ def _apart() -> list[str]:
     if setpriv := shutil.which("setpriv"):
         wrapper += [setpriv, "--pdeathsig", "KILL", "--"]
     return wrapper
-
-
-def _pass_on(result: str, waiter: Deferred[None]) -> str:
-    waiter.callback(None)
-    return result

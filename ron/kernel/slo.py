@@ -10,12 +10,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from prometheus_client import Gauge
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from ron.kernel.clock import Clock
 from ron.kernel.health import HealthState
 from ron.kernel.limits import overloaded
 from ron.kernel.metrics import Metrics
@@ -27,16 +28,6 @@ MIN_REQUESTS = 20
 CALM_BURN = 1.0
 TICK_S = 1.0
 _log = Logger(namespace="ron.slo")
-
-
-class SloClock(Protocol):
-    """What degradation needs of a reactor."""
-
-    def seconds(self) -> float: ...
-
-    def callLater(
-        self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object
-    ) -> IDelayedCall: ...
 
 
 class SloState(enum.StrEnum):
@@ -116,7 +107,7 @@ class Degradation:
     `start` looks once a second, so that it ends without traffic too; without it only answers move it.
     """
 
-    def __init__(self, config: SloConfig, clock: SloClock, *, health: HealthState, metrics: Metrics) -> None:
+    def __init__(self, config: SloConfig, clock: Clock, *, health: HealthState, metrics: Metrics) -> None:
         self.config = config
         self.state = SloState.NORMAL
         self._clock = clock

@@ -8,12 +8,13 @@ The policy is `ron.kernel.restarts`; the states of a unit are drawn in docs/kern
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
+from ron.kernel.aio import occurred
 from ron.kernel.bus import Bus
 from ron.kernel.events import KernelEvent
 from ron.kernel.health import HealthState
@@ -162,17 +163,17 @@ class Supervisor:
 
     async def _start(self, watch: Watch) -> None:
         for name in watch.requires:
-            await _shared(self._watches[name].settled)
+            await occurred(self._watches[name].settled)
         if not self.stopping:
             watch.life.begin()
-            await _shared(watch.settled)
+            await occurred(watch.settled)
 
     async def _stop(self, watch: Watch) -> None:
         dependents = [w for w in self._watches.values() if watch.unit.name in w.requires]
         for dependent in dependents:
-            await _shared(dependent.ended)
+            await occurred(dependent.ended)
         watch.life.end()
-        await _shared(watch.ended)
+        await occurred(watch.ended)
 
     def _count_quarantined(self) -> int:
         return sum(watch.state == "quarantined" for watch in self._watches.values())
@@ -182,10 +183,3 @@ class Supervisor:
         return UnitStatus(
             name=watch.unit.name, state=watch.state, restarts=watch.restarts, reason=watch.reason, pid=pid
         )
-
-
-def _shared(event: Deferred[None]) -> Awaitable[None]:
-    """`event` for one more waiter: a Deferred that is awaited twice would hand its result on only once."""
-    mine: Deferred[None] = Deferred()
-    event.addCallback(lambda _none: mine.callback(None))
-    return mine

@@ -6,7 +6,6 @@ In: PEM files, as `ronctl ca` writes them or any CA's. Out: connection creators 
 
 from __future__ import annotations
 
-import ipaddress
 import stat
 import time
 from collections.abc import Callable, Container
@@ -30,9 +29,9 @@ from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from ron.kernel.files import read_private
+from ron.proto.addresses import IDENTITY_PREFIX, is_ip_address
 from ron.proto.errors import ErrorCode, RonError
 
-IDENTITY_PREFIX = "ron://node/"  # as in ron.crypto.x509, which this floor may not import; a test compares them
 MAX_PEM_BYTES = 1024 * 1024
 _MUTUAL = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
 _log = Logger(namespace="ron.tls")
@@ -179,7 +178,7 @@ class ClientTls(ReloadableTls):
             raise TlsError("no identity to expect of the server", hint="ron://node/<name>, a DNS name or an IP address")
         self._alpn = alpn
         self._expected = expected_identity
-        self._is_name = not expected_identity.startswith(IDENTITY_PREFIX) and not _is_address(expected_identity)
+        self._is_name = not expected_identity.startswith(IDENTITY_PREFIX) and not is_ip_address(expected_identity)
         super().__init__(_Files(certificate, key, ca), now)
 
     def _configure(self, context: SSL.Context, trusted: list[x509.Certificate]) -> None:
@@ -309,11 +308,3 @@ def _identity(certificate: x509.Certificate) -> str | None:
         return None
     ours = [u for u in names.get_values_for_type(x509.UniformResourceIdentifier) if u.startswith(IDENTITY_PREFIX)]
     return ours[0] if len(ours) == 1 else None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -11,16 +11,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from ron.kernel.aio import occurred
 from ron.kernel.commands import Command, Handlers
 from ron.kernel.config import Changes
 from ron.kernel.health import Readiness
 from ron.kernel.metrics import Family, render_merged
 from ron.kernel.supervisor import Supervisor, UnitStatus
 from ron.nodes.runtime import Runtime
-from ron.proto.errors import RonError
+from ron.proto.errors import RonError, unavailable
 from ron.proto.facts import HelloReport, NodeFacts, NodeStatus, PingReport
 
 ASK_S = 1.0
@@ -99,7 +101,7 @@ class Board(Steering):
         self._asked_s = float("-inf")
         self._gathered: bytes | None = None
         self._gathered_s = float("-inf")
-        self._gathering = False
+        self._gathering: Deferred[None] = succeed(None)
 
     def handlers(self) -> Handlers:
         """The commands of the service `node`."""
@@ -140,12 +142,14 @@ class Board(Steering):
 
     async def hello(self) -> HelloReport:
         """What the page's panel shows."""
-        onion, ping = await self._ask_all(("oniond", "onion", None, self._app), ("hello", "report", PingReport()))
+        onion, ping = await self._ask_all(
+            ("oniond", "onion", None, self._app), ("hello", "report", PingReport(), None, PingReport)
+        )
         return HelloReport(
             onion=onion,
             ready=self.runtime.health.snapshot().ready,
             network="private",
-            ping=msgspec.convert(msgspec.to_builtins(ping), PingReport),
+            ping=ping,
         )
 
     async def metrics(self) -> bytes:
@@ -157,42 +161,49 @@ class Board(Steering):
         now_s = self.runtime.reactor.seconds()
         self._asked_s = now_s
         if self._gathered is None or now_s - self._gathered_s > FRESH_S:
-            await self._gather()
-        return self._gathered or b""
+            await occurred(self._gather())
+        if self._gathered is None:
+            raise unavailable("the metrics could not be gathered", hint="the log says why")
+        return self._gathered
 
     def keep_fresh(self) -> None:
         """To be called every second."""
-        if self.runtime.reactor.seconds() - self._asked_s < INTEREST_S and not self._gathering:
-            gathering = Deferred.fromCoroutine(self._gather())
-            gathering.addErrback(lambda failure: _log.failure("metrics", failure, event="metrics_failed"))
+        if self.runtime.reactor.seconds() - self._asked_s < INTEREST_S:
+            self._gather()
 
-    async def _gather(self) -> None:
-        self._gathering = True
-        try:
-            self._gathered = await self._render_all()
-            self._gathered_s = self.runtime.reactor.seconds()
-        finally:
-            self._gathering = False
+    def _gather(self) -> Deferred[None]:
+        """What is being gathered, for all who wait for it."""
+        if self._gathering.called:
+            self._gathering = Deferred.fromCoroutine(self._gather_once())
+            self._gathering.addErrback(self._not_gathered)
+        return self._gathering
+
+    def _not_gathered(self, failure: Failure) -> None:
+        self._gathered = None
+        _log.failure("metrics", failure, event="metrics_failed")
+
+    async def _gather_once(self) -> None:
+        self._gathered = await self._render_all()
+        self._gathered_s = self.runtime.reactor.seconds()
 
     async def _render_all(self) -> bytes:
         self.runtime.edge.traffic.flush()
         exports: dict[str, list[Family]] = {self.runtime.name: self.runtime.metrics.export()}
         names = self._processes()
-        answers = await self._ask_all(*((f"process.{name}", "metrics", []) for name in names))
-        for name, families in zip(names, answers, strict=True):
-            exports[name] = msgspec.convert(msgspec.to_builtins(families), list[Family])
+        asks: list[tuple[Any, ...]] = [(f"process.{name}", "metrics", [], None, list[Family]) for name in names]
+        exports.update(zip(names, await self._ask_all(*asks), strict=True))
         return render_merged(exports)
 
     async def _ask_all(self, *asks: tuple[Any, ...]) -> list[Any]:
-        """The replies to (service, command, otherwise[, body]), all asked at once."""
+        """The replies to (service, command, otherwise[, body[, answer]]), all asked at once."""
         results = await DeferredList([Deferred.fromCoroutine(self._ask(*ask)) for ask in asks])
         return [value for _ok, value in results]
 
-    async def _ask(self, service: str, command: str, otherwise: Any, body: Any = None) -> Any:
+    async def _ask(self, service: str, command: str, otherwise: Any, body: Any = None, answer: Any = None) -> Any:
         if not self.runtime.bus.reachable(service):
             return otherwise
         try:
-            return await self.runtime.bus.call(service, command, body, deadline_s=ASK_S)
+            return await self.runtime.bus.call(service, command, body, answer=answer, deadline_s=ASK_S)
         except RonError:
             return otherwise
 

@@ -8,7 +8,6 @@ private folder.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from twisted.python.failure import Failure
 from ron.auth import Authority
 from ron.kernel import Bus, HealthState, Metrics
 from ron.kernel.config import ConfigError
-from ron.kernel.files import private_dir
+from ron.kernel.files import private_dir, socket_path
 from ron.nodes.listeners import BoundSocket
 from ron.proto.addresses import HostPort
 from ron.proto.errors import ErrorCode, RonError
@@ -37,8 +36,6 @@ KEY = "api.grpc_addr"
 SOCKET = "grpc.sock"
 LISTENER = "grpc"
 MAX_CONNECTIONS = 64
-# sun_path of unix(7), less the final NUL
-_MAX_PATH_BYTES = 107
 # What the extra brings, as their modules are called.
 _EXTRA = ("grpc", "grpc_health", "google")
 _log = Logger(namespace="ron.control")
@@ -208,10 +205,6 @@ def _extra() -> Callable[[ControlRuntime, Path], RpcServer]:
 
 
 def _socket_path(home: Path) -> Path:
-    path = private_dir(home / "run") / SOCKET
-    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-        raise RonError(
-            ErrorCode.UNSUPPORTED, f"the path of a socket, {path}, is too long", hint="choose a shorter RON_HOME"
-        )
+    path = socket_path(private_dir(home / "run") / SOCKET)
     path.unlink(missing_ok=True)  # of a process that was killed
     return path

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 from typing import NamedTuple
 
+# The URI in a node's certificate that names the node: `ron://node/<name>`.
+IDENTITY_PREFIX = "ron://node/"
+
 
 class HostPort(NamedTuple):
     """A listening address. Port 0 lets the system choose."""
@@ -34,3 +37,12 @@ def parse_host_port(text: str) -> HostPort:
     if bracketed != (address.version == 6):
         raise ValueError(f"{text!r} is not an address: an IPv6 host, and no other, stands in brackets")
     return HostPort(str(address), int(port))
+
+
+def is_ip_address(text: str) -> bool:
+    """True for an IPv4 or IPv6 address without brackets or port."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

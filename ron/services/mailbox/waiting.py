@@ -13,17 +13,12 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
+from ron.kernel.clock import Clock
 from ron.proto.errors import backpressure
 
 
-class MailboxReactor(Protocol):
+class MailboxReactor(Clock, Protocol):
     """What the mailbox needs of a reactor."""
-
-    def seconds(self) -> float: ...
-
-    def callLater(
-        self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object
-    ) -> IDelayedCall: ...
 
     def callFromThread(self, callable: Callable[..., Any], *args: object, **kwargs: object) -> None: ...
 
