@@ -1,6 +1,6 @@
 """Onion bring-up on the private network: ADD_ONION to the first upload, and to the first GET through a second tor.
 
-Ours (`ron.tor.onions.publish`) and txtorcon's own `create_onion_service` in turn, 24 fresh keys each, on one network.
+Ours (`ron.tor.onions.TorOnions`) and txtorcon's own `create_onion_service` in turn, 24 fresh keys each, on one network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ron.kernel import HealthState, Metrics
 from ron.sdk import Api, onion_http
 from ron.sdk.transport import connection_pool
 from ron.tor.binary import find_tor
-from ron.tor.onions import PortMap, publish, withdraw
+from ron.tor.onionkeys import new_key
+from ron.tor.onions import OnionSpec, PortMap, TorOnions
 from ron.tor.privnet import PrivateNetwork
 
 ROUNDS = 24
@@ -99,9 +100,13 @@ async def _publishers(network: PrivateNetwork, local: str) -> tuple[BringUp, Bri
     tor = await connect(reactor, TCP4ClientEndpoint(reactor, "127.0.0.1", port))
     await tor.get_config()
 
+    onions = TorOnions(reactor, host.control)
+    await onions.open()
+
     async def ours() -> tuple[str, Callable[[], Awaitable[None]]]:
-        published = await publish(reactor, host.control, [PortMap(80, local)], None)
-        return published.onion, lambda: withdraw(reactor, host.control, published.onion)
+        spec = OnionSpec(key=new_key(), ports=(PortMap(80, local),))
+        await onions.publish(spec)
+        return spec.address, lambda: onions.withdraw(spec.address)
 
     async def theirs() -> tuple[str, Callable[[], Awaitable[None]]]:
         service = await tor.create_onion_service([f"80 {local}"], version=3)

@@ -60,7 +60,7 @@ class Steering:
         name = msgspec.convert(command.body, str)
         kind, _, tor = name.partition(".")
         if kind == "tor":
-            await self.runtime.bus.call("oniond", "release", tor, corr_id=command.corr_id)
+            await self.runtime.bus.call("tornet", "release", tor, corr_id=command.corr_id)
             return UnitStatus(name=name, state="starting", restarts=0)
         return self.supervisor.release(name)
 
@@ -121,8 +121,8 @@ class Board(Steering):
         """Everything an operator wants to see at a glance."""
         ready = self.runtime.health.snapshot()
         tor, onions, mailbox, packs, pids = await self._ask_all(
-            ("oniond", "tor", None), ("oniond", "onions", ()), ("mailbox", "stats", None), ("edge", "packs", ()),
-            ("oniond", "pids", {}),
+            ("tornet", "tor", None), ("oniond", "onions", ()), ("mailbox", "stats", None), ("edge", "packs", ()),
+            ("tornet", "pids", {}),
         )  # fmt: skip
         facts = self._facts()
         return NodeStatus(

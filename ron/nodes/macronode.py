@@ -32,7 +32,7 @@ from ron.kernel.processes import Child, ProcessUnit
 from ron.kernel.supervisor import Unit
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.node import Node
-from ron.nodes.parts import EDGE_SOCKET, LISTENERS, PARTS
+from ron.nodes.parts import EDGE_SOCKET, LISTENERS, PARTS, Host, PartUnit, load_part
 from ron.nodes.runtime import Runtime
 from ron.nodes.spares import Spares
 from ron.nodes.wiring import Wiring
@@ -70,6 +70,7 @@ class Macronode(Node):
         self._fresh = LoopingCall(self._look_after)
         self._fresh.clock = runtime.reactor
         self._names: list[str] = []
+        self._host = Host(runtime=runtime, config=config.current, addresses=self.addresses, sockets={}, run=self.run)
         self._started = config.current
 
     async def open(self) -> None:
@@ -97,8 +98,11 @@ class Macronode(Node):
         mending.addErrback(lambda failure: _log.failure("the bus", failure, event="bus_mend_failed"))
 
     def units(self) -> Iterator[tuple[str, Unit]]:
-        """A process a part; the gateway's workers share its socket."""
-        for part in PARTS:
+        """A process a part, but for those that live here; the gateway's workers share its socket."""
+        for part, spec in PARTS.items():
+            if spec.in_node:
+                yield part, PartUnit(part, load_part(part, self._host))
+                continue
             count = self.config.current.gateway.workers if part == "gateway" else 1
             for number in range(1, count + 1):
                 name = part if count == 1 else f"{part}.{number}"

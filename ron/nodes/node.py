@@ -29,7 +29,7 @@ from ron.nodes.board import SERVICE, Board
 from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.parts import PARTS, TLS_SUFFIX
-from ron.nodes.parts.oniond import DEVICES
+from ron.nodes.parts.tornet import DEVICES
 from ron.nodes.runtime import Runtime
 from ron.nodes.standby import Standby
 from ron.proto.addresses import HostPort, parse_host_port
@@ -194,8 +194,8 @@ class Node(Daemon):
         if not first and self._facts is None:
             return
         onion = await bus.call("oniond", "onion", self.config.current.onion.app)
-        ports = [await bus.call("oniond", "socks", name, answer=int) for name in DEVICES]
-        tors = await bus.call("oniond", "pids", answer=dict[str, int])
+        ports = [await bus.call("tornet", "socks", name, answer=int) for name in DEVICES]
+        tors = await bus.call("tornet", "pids", answer=dict[str, int])
         self._facts = msgspec.structs.replace(
             self._current_facts(), onion=onion, socks_port=ports[0], device_socks_ports=tuple(ports), pids=tors
         )

@@ -6,7 +6,6 @@ In: `OniondConfig`. Out: an onion per configured app, `onions.json` in the home,
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import msgspec
 
@@ -20,6 +19,7 @@ from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
 from ron.nodes.listeners import BoundSocket, Listening
 from ron.nodes.parts import PARTS
 from ron.nodes.parts.oniond import onion_runtime
+from ron.nodes.parts.tornet import ONION_ROLE, NetworkService, network_handlers, private_network
 from ron.nodes.runtime import Runtime
 from ron.proto.addresses import parse_host_port
 from ron.proto.errors import RonError
@@ -74,7 +74,8 @@ class OniondDaemon(Daemon):
         self._listening: list[Listening] = []
         self._supervisor = Supervisor(runtime.reactor, runtime.bus, runtime.health, runtime.metrics)
         apps = {app.name: [PortMap(e.onion_port, e.local) for e in app.expose] for app in config.current.apps}
-        self.oniond = onion_runtime(runtime, config.current.onion, clients=(CLIENT_ROLE,), apps=apps)
+        self.network = private_network(runtime, config.current.onion.tor_binary, (ONION_ROLE, CLIENT_ROLE))
+        self.oniond = onion_runtime(runtime, apps)
         listing = Endpoint(method="GET", path="/v1/onions", handler=self._onions, scope="onion:read")
         self._site = runtime.site([listing, *runtime.admin_endpoints()])
 
@@ -92,10 +93,13 @@ class OniondDaemon(Daemon):
             where = self._tls_socket.fileno()
             self._listening.append(runtime.listen_tls(where, self._site, "admin", config.admin.tls))
         runtime.health.ok("listeners")
-        unit = ServiceUnit("oniond", self.oniond, ready=self.oniond.bring_up)
-        self._supervisor.add(unit, essential=True, start_s=PARTS["oniond"].start_s)
+        network = self.network
+        runtime.bus.serve("tornet", network_handlers(network))
+        tornet = ServiceUnit("tornet", NetworkService(network), ready=network.bring_up)
+        self._supervisor.add(tornet, essential=True, start_s=PARTS["tornet"].start_s)
+        oniond = ServiceUnit("oniond", self.oniond, ready=self.oniond.bring_up)
+        self._supervisor.add(oniond, requires=("tornet",), essential=True, start_s=PARTS["oniond"].start_s)
         await self._supervisor.start()
-        network: Any = self.oniond.network
         facts = OniondFacts(
             admin_url=f"http://{self._socket.address}",
             socks_port=network.socks_port(CLIENT_ROLE),

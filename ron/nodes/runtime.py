@@ -102,11 +102,11 @@ class Runtime:
         self.bus = Bus(reactor, self.metrics, origin=name)
         self._exits: list[Callable[[], object]] = []
         self.ram = ram or self._own_ram()
-        # where what must not be forgotten at once is kept: the disk, or under amnesia memory
-        keep: Path | None = self.ram or self.home
+        # where what must survive one process of ours is kept: the disk, or under amnesia memory; None for nowhere
+        self.keep: Path | None = self.ram or self.home
         if self.amnesia and not (shared or ram):
-            keep = None
-        self.auth = AuthFiles(keep and keep / "auth", time.time, health=self.health)
+            self.keep = None
+        self.auth = AuthFiles(self.keep and self.keep / "auth", time.time, health=self.health)
         self.authority: Authority = self.auth.authority(AUDIENCE)
         self.authority.counts.register(self.metrics.registry)
         self._admin = AdminCapability(self.home / ADMIN_CAP, self.auth, self.authority)
@@ -140,7 +140,7 @@ class Runtime:
         self._files_pool = BoundedPool(reactor, name="auth", threads=1)
         self._services = MultiService()
         self._certificates: CertificateWatch | None = None
-        self._auth_in_files = keep is not None
+        self._auth_in_files = self.keep is not None
         self._console: StageConsole | None = None
         self._progress: Subscription | None = None
         self._config_trouble = False

@@ -32,7 +32,11 @@ async def connect_control(reactor: IReactorTCP, port: int) -> TorControlProtocol
     """An authenticated control connection (cookie, SAFECOOKIE). Raises when tor is not there or refuses."""
     endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=CONNECT_TIMEOUT_S)
     protocol = cast(TorControlProtocol, await endpoint.connect(TorProtocolFactory()))
-    await within(reactor, ANSWER_TIMEOUT_S, protocol.post_bootstrap)
+    try:
+        await within(reactor, ANSWER_TIMEOUT_S, protocol.post_bootstrap)
+    except BaseException:
+        protocol.transport.abortConnection()
+        raise
     return protocol
 
 

@@ -1,139 +1,210 @@
-"""Publishes v3 onion services through a tor's ControlPort (control-spec §3.27 ADD_ONION, §4.1.25 HS_DESC).
+"""The onions of one tor, over one control connection (control-spec §3.27 ADD_ONION, §3.28 DEL_ONION, §4.1.25 HS_DESC).
 
-In: a control connection, ports and, from the second time on, the key. Out: the address and the key, once at least one
-directory has confirmed the descriptor.
+In: what each service is to be. Out: services that clients can find, told by the directories that have confirmed their
+descriptors. Services are detached: they live as long as tor does, whatever becomes of the connection, so that whoever
+connects next finds them and looks after them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeadlineError
 from txtorcon import TorControlProtocol
-from txtorcon.torcontrolprotocol import TorProtocolError
+from txtorcon.torcontrolprotocol import TorDisconnectError, TorProtocolError
 
-from ron.kernel.aio import within
-from ron.proto.errors import ErrorCode, RonError, bad_request
+from ron.kernel.aio import occurred, within
+from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
+from ron.tor.control import ANSWER_TIMEOUT_S, ask
+from ron.tor.onionkeys import OnionKey, address_of
 
 UPLOAD_TIMEOUT_S = 60.0
-ANSWER_TIMEOUT_S = 10.0
-_KEY = re.compile(r"^ED25519-V3:[A-Za-z0-9+/]{86}==\Z")
+# Directories that were asked and have not answered yet are waited for so long after the first that took it.
+STRAGGLERS_S = 3.0
 _SERVICE_ID = re.compile(r"^[a-z2-7]{56}\Z")
+# "There is no such service": it is gone, which is what was wanted.
+_NO_SUCH_ONION = 552
+_COLLISION = 550
 
 
 class PortMap(NamedTuple):
-    """`onion_port` of the service is answered by `local`, `host:port` on loopback."""
+    """`onion_port` of the service is answered by `local`, `host:port` on loopback or `unix:/path`."""
 
     onion_port: int
     local: str
 
 
-@dataclass(frozen=True, slots=True)
-class OnionKey:
-    """tor's private key blob (`ED25519-V3:<base64>`). Its repr keeps the secret."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnionSpec:
+    """A service as tor is to run it. options: further ADD_ONION arguments, flags: further flags; see control-spec."""
 
-    blob: str = field(repr=False)
-
-
-class Published(NamedTuple):
-    """A service that clients can reach. `uploads`: directories that had confirmed when we stopped waiting."""
-
-    onion: str
     key: OnionKey
-    uploads: int
+    ports: tuple[PortMap, ...]
+    flags: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """`<id>.onion`."""
+        return address_of(self.key)
+
+    def arguments(self) -> str:
+        """All of ADD_ONION but the key. Raises `RonError` for what would break the line."""
+        ports = (f"Port={p.onion_port},{p.local}" for p in self.ports)
+        text = " ".join([f"Flags={','.join(('Detach', *self.flags))}", *ports, *self.options])
+        if not text.isprintable():
+            raise bad_request("a port target holds a line break or another control character")
+        return text
+
+    def digest(self) -> str:
+        """Two specs of one key are the same service when this is equal."""
+        return hashlib.sha256(self.arguments().encode()).hexdigest()
+
+
+class Uploads(NamedTuple):
+    """Directories that have confirmed a descriptor, and the time from ADD_ONION to the first of them."""
+
+    confirmed: int
     bringup_ms: float
 
 
-def parse_key(text: str) -> OnionKey:
-    """A stored key blob. Raises `RonError` when it is not one."""
-    if not _KEY.match(text):
-        raise bad_request(
-            "not a v3 onion key", hint="restore the key file from a backup, or remove it for a new address"
-        )
-    return OnionKey(text)
+class TorOnions:
+    """What is published on the tor behind `control`. `open` first."""
 
+    def __init__(self, reactor: Any, control: TorControlProtocol) -> None:
+        self.control = control
+        self._reactor = reactor
+        self._watch = _UploadWatch()
 
-async def publish(
-    reactor: Any, control: TorControlProtocol, ports: Sequence[PortMap], key: OnionKey | None
-) -> Published:
-    """ADD_ONION, then wait until a directory has the descriptor. Raises `RonError(Timeout)` after a minute.
+    async def open(self) -> None:
+        """Listen to what becomes of descriptors."""
+        await self._answer(self.control.add_event_listener("HS_DESC", self._watch.heard))
 
-    txtorcon's own onion class gives up when the first uploads fail; on a young network tor simply tries again, and so
-    this waits for the first one that succeeds. The service lives as long as `control` does.
-    """
-    started = reactor.seconds()
-    watch = _UploadWatch()
-    await within(reactor, ANSWER_TIMEOUT_S, control.add_event_listener("HS_DESC", watch.heard))
-    try:
-        service_id, kept = await _add_onion(reactor, control, ports, key)
+    async def detached(self) -> frozenset[str]:
+        """Addresses of the services that tor has already."""
         try:
-            await within(reactor, UPLOAD_TIMEOUT_S, watch.first_upload(service_id))
+            text = await ask(self._reactor, self.control, "onions/detached")
+        except TorProtocolError:  # 0.4.8 and before say so when there are none
+            return frozenset()
+        return frozenset(f"{word}.onion" for word in text.split() if _SERVICE_ID.match(word))
+
+    async def publish(self, spec: OnionSpec) -> Uploads:
+        """ADD_ONION, then wait until the directories have the descriptor, at least one of them.
+
+        On a young network the first uploads may fail and tor tries again; this waits for the first one that succeeds.
+        Raises `RonError`: Timeout after a minute, Unavailable when tor goes away, Internal when it refuses.
+        """
+        started = self._reactor.seconds()
+        service_id = spec.address.removesuffix(".onion")
+        self._watch.forget(service_id)
+        await self._add(spec, service_id)
+        try:
+            await within(self._reactor, UPLOAD_TIMEOUT_S, self._watch.first_upload(service_id))
         except DeadlineError:
             raise RonError(
                 ErrorCode.TIMEOUT,
                 f"no onion directory took the descriptor within {UPLOAD_TIMEOUT_S:.0f} s",
                 hint="ronctl tornet status shows whether the network is whole",
             ) from None
-    finally:
-        await within(reactor, ANSWER_TIMEOUT_S, control.remove_event_listener("HS_DESC", watch.heard))
-    elapsed_ms = (reactor.seconds() - started) * 1000
-    return Published(f"{service_id}.onion", kept, watch.uploads(service_id), elapsed_ms)
+        bringup_ms = (self._reactor.seconds() - started) * 1000
+        await self._stragglers(service_id)
+        return Uploads(self._watch.uploads(service_id), bringup_ms)
 
+    async def withdraw(self, address: str) -> None:
+        """DEL_ONION: no new introductions. Connections that exist go on until they are closed. None there: no error."""
+        try:
+            await self._answer(self.control.queue_command(f"DEL_ONION {address.removesuffix('.onion')}"))
+        except TorProtocolError as error:
+            if error.code != _NO_SUCH_ONION:
+                raise RonError(ErrorCode.INTERNAL, f"tor did not take the onion down: {error.text}") from None
 
-async def withdraw(reactor: Any, control: TorControlProtocol, onion: str) -> None:
-    """DEL_ONION; existing rendezvous connections end with it."""
-    await within(reactor, ANSWER_TIMEOUT_S, control.queue_command(f"DEL_ONION {onion.removesuffix('.onion')}"))
+    async def _add(self, spec: OnionSpec, service_id: str) -> None:
+        command = f"ADD_ONION {spec.key.blob} {spec.arguments()}"
+        try:
+            lines = (await self._answer(self.control.queue_command(command))).splitlines()
+        except TorProtocolError as error:
+            # tor's text may quote the line it refuses
+            reason = "it has this onion already" if error.code == _COLLISION else f"error {error.code}"
+            raise RonError(ErrorCode.INTERNAL, f"tor refused the onion: {reason}") from None
+        if f"ServiceID={service_id}" not in lines:
+            raise RonError(ErrorCode.INTERNAL, "tor answered ADD_ONION with another address than the key's")
 
+    async def _stragglers(self, service_id: str) -> None:
+        """A client asks one of several directories; it is better off when all have answered."""
+        try:
+            await within(self._reactor, STRAGGLERS_S, self._watch.all_answered(service_id))
+        except DeadlineError:
+            return
 
-async def _add_onion(
-    reactor: Any, control: TorControlProtocol, ports: Sequence[PortMap], key: OnionKey | None
-) -> tuple[str, OnionKey]:
-    maps = " ".join(f"Port={p.onion_port},{p.local}" for p in ports)
-    command = f"ADD_ONION {key.blob if key else 'NEW:ED25519-V3'} {maps}"
-    if "\r" in command or "\n" in command:
-        raise bad_request("a port target holds a line break")
-    answer: Deferred[str] = control.queue_command(command)
-    try:
-        lines = (await within(reactor, ANSWER_TIMEOUT_S, answer)).splitlines()
-    except TorProtocolError as error:
-        raise RonError(ErrorCode.INTERNAL, f"tor refused the onion: {error.text}") from None
-    fields = dict(line.split("=", 1) for line in lines if "=" in line)
-    service_id, blob = fields.get("ServiceID", ""), fields.get("PrivateKey", "")
-    if not _SERVICE_ID.match(service_id) or not (key or blob):
-        raise RonError(ErrorCode.INTERNAL, "tor answered ADD_ONION without a v3 address and its key")
-    return service_id, key if key else parse_key(blob)
+    async def _answer(self, answer: Deferred[Any]) -> Any:
+        try:
+            return await within(self._reactor, ANSWER_TIMEOUT_S, answer)
+        except (DeadlineError, TorDisconnectError):
+            # the text of the error would quote the command, and with it the key
+            raise unavailable("tor does not answer on its control port") from None
 
 
 class _UploadWatch:
-    """Collects HS_DESC events; they may come before we know the service's own id."""
+    """Collects HS_DESC events; they may come before anybody waits for them."""
 
     def __init__(self) -> None:
+        self._asked: dict[str, set[str]] = {}
         self._confirmed: dict[str, set[str]] = {}
-        self._waiting: dict[str, Deferred[None]] = {}
+        self._failed: dict[str, set[str]] = {}
+        self._first: dict[str, Deferred[None]] = {}
+        self._all: dict[str, Deferred[None]] = {}
 
     def heard(self, event: str) -> None:
-        """`UPLOADED <service id> <auth type> <hsdir> …`; other actions are tor's own business."""
+        """`UPLOAD|UPLOADED|FAILED <service id> <auth type> <hsdir> …`; other actions are tor's own business."""
         words = event.split()
-        if len(words) < 4 or words[0] != "UPLOADED":
+        if len(words) < 4:
             return
-        self._confirmed.setdefault(words[1], set()).add(words[3])
-        waiting = self._waiting.pop(words[1], None)
-        if waiting is not None:
-            waiting.callback(None)
+        action, service_id, _auth, directory = words[:4]
+        into = {"UPLOAD": self._asked, "UPLOADED": self._confirmed, "FAILED": self._failed}.get(action)
+        if into is None:
+            return
+        into.setdefault(service_id, set()).add(directory)
+        if self.uploads(service_id):
+            _fire(self._first.get(service_id))
+            if self._answered(service_id):
+                _fire(self._all.get(service_id))
+
+    def forget(self, service_id: str) -> None:
+        """It is published anew."""
+        for events in (self._asked, self._confirmed, self._failed):
+            events.pop(service_id, None)
+        self._first.pop(service_id, None)
+        self._all.pop(service_id, None)
 
     def first_upload(self, service_id: str) -> Deferred[None]:
         """Fires once one directory has confirmed."""
-        done: Deferred[None] = Deferred()
-        if self._confirmed.get(service_id):
-            done.callback(None)
-        else:
-            self._waiting[service_id] = done
-        return done
+        return _wait(self._first, service_id, now=bool(self.uploads(service_id)))
+
+    def all_answered(self, service_id: str) -> Deferred[None]:
+        """Fires once every directory that was asked has taken or refused it."""
+        return _wait(self._all, service_id, now=self._answered(service_id))
 
     def uploads(self, service_id: str) -> int:
         """Directories that have confirmed so far."""
         return len(self._confirmed.get(service_id, ()))
+
+    def _answered(self, service_id: str) -> bool:
+        answered = self._confirmed.get(service_id, set()) | self._failed.get(service_id, set())
+        return self._asked.get(service_id, set()) <= answered
+
+
+def _wait(waiting: dict[str, Deferred[None]], service_id: str, *, now: bool) -> Deferred[None]:
+    if service_id not in waiting or now:
+        waiting[service_id] = Deferred()
+        if now:
+            waiting[service_id].callback(None)
+    return occurred(waiting[service_id])
+
+
+def _fire(waiting: Deferred[None] | None) -> None:
+    if waiting is not None and not waiting.called:
+        waiting.callback(None)

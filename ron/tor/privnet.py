@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from ron.kernel import HealthState, Metrics
 from ron.kernel.aio import within
 from ron.kernel.files import DirectoryLock, private_dir, write_private
-from ron.proto.errors import ErrorCode, RonError, not_found
+from ron.proto.errors import ErrorCode, RonError, not_found, unavailable
 from ron.tor.authkeys import authority_identity, relay_fingerprint
 from ron.tor.binary import TorBinary
 from ron.tor.control import ANSWER_TIMEOUT_S, ask, count_hsdirs
@@ -85,7 +85,7 @@ class PrivateNetwork:
     """Brings the network up, watches it, takes it down.
 
     directory: where keys and state live; keys are made once and kept. clients: a tor each, by role name.
-    on_client: awaited with the `WatchedTor` each time a client tor has come up (also after a restart).
+    on_client_up: called with the `WatchedTor` each time a client tor has come up, first and after restarts.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class PrivateNetwork:
         health: HealthState,
         metrics: Metrics,
         progress: Progress = lambda stage: None,
+        on_client_up: Callable[[WatchedTor], None] = lambda tor: None,
     ) -> None:
         self.directory = directory
         self.clients = tuple(clients)
@@ -112,17 +113,21 @@ class PrivateNetwork:
         self._next_nudge = 0.0
         self._stage = ""
         self._lock: DirectoryLock | None = None
-        self._up_listeners: list[Callable[[WatchedTor], Awaitable[None]]] = []
-
-    def on_client_up(self, listener: Callable[[WatchedTor], Awaitable[None]]) -> None:
-        """Await `listener(tor)` each time a client tor has come up, first and after restarts."""
-        self._up_listeners.append(listener)
+        self._on_client_up = on_client_up
 
     def release(self, name: str) -> None:
         """Let a quarantined tor try again. Raises NotFound for a name that is none."""
-        if name not in self.tors:
-            raise not_found(f"there is no tor {name}")
-        self.tors[name].release()
+        self._tor_called(name).release()
+
+    def restart(self, name: str) -> None:
+        """Start a tor anew. Raises NotFound for a name that is none."""
+        self._tor_called(name).restart()
+
+    def control_port(self, name: str) -> int:
+        """The control port of a tor that is up. Raises NotFound for no such name, Unavailable while it is not."""
+        if not self._tor_called(name).up:
+            raise unavailable(f"tor {name} is not up")
+        return self._ports[f"{name}.control"]
 
     def socks_port(self, client: str) -> int:
         """The SOCKS port of a client role. Raises KeyError before the network was prepared."""
@@ -243,10 +248,9 @@ class PrivateNetwork:
 
     async def _came_up(self, tor: WatchedTor) -> None:
         self.write_facts()
-        if tor.name in self.clients:
-            for listener in self._up_listeners:
-                await listener(tor)
         self._health.ok(f"tor.{tor.name}")
+        if tor.name in self.clients:
+            self._on_client_up(tor)
 
     def _went_down(self, tor: WatchedTor, reason: str) -> None:
         if not tor.quarantined:
@@ -313,6 +317,12 @@ class PrivateNetwork:
         detail = "all up" if all(t.up for t in tors) else f"{slowest.name}: {slowest.progress.summary}"
         done = sum(100 if tor.up else min(tor.progress.percent, 99) for tor in tors)
         return Stage("clients", done, 100 * len(tors), detail)
+
+    def _tor_called(self, name: str) -> WatchedTor:
+        tor = self.tors.get(name)
+        if tor is None:
+            raise not_found(f"there is no tor {name}")
+        return tor
 
     def _tor_facts(self, tor: WatchedTor) -> TorFacts:
         return TorFacts(

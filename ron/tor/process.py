@@ -20,7 +20,7 @@ class TorProcess(Child):
     def last_words(self) -> str | None:
         """tor's own complaint, when it made one."""
         for line in reversed(self.lines):
-            if "[err]" in line or "[warn]" in line:
+            if ("[err]" in line or "[warn]" in line) and "running Tor as root" not in line:
                 return line.split("] ", 1)[-1]
         return None
 

@@ -6,7 +6,6 @@ reason after each end that nobody asked for.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -21,13 +20,16 @@ from txtorcon.torcontrolprotocol import TorDisconnectError
 from ron.kernel.aio import cancellable, within
 from ron.kernel.processes import spawn, stop
 from ron.kernel.restarts import Again, RestartPolicy
-from ron.tor.control import Bootstrap, bootstrap, connect_control
+from ron.tor.control import Bootstrap, ask, bootstrap, connect_control
 from ron.tor.process import TorProcess
 
 POLL_S = 0.1
 # On our own network a tor is up in two or three seconds. One that hangs has had bad luck with its first circuits, and a
 # fresh start with fresh guards gets it there sooner than its own retries.
 UP_TIMEOUT_S = 20.0
+# One that is frozen, or hung, is alive to the operating system, so it is asked.
+PROBE_S = 2.0
+PROBE_TIMEOUT_S = 5.0
 _log = Logger(namespace="ron.tor")
 
 
@@ -63,6 +65,8 @@ class WatchedTor:
         self._process: TorProcess | None = None
         self._loop: Deferred[None] | None = None
         self._stopping = False
+        # why we ended it, where we did
+        self._why = ""
 
     @property
     def pid(self) -> int | None:
@@ -104,6 +108,12 @@ class WatchedTor:
         )
         await self._released
 
+    def restart(self) -> None:
+        """End the running tor; the watch starts it again."""
+        if self._process is not None:
+            self._why = "somebody asked for a fresh one"
+            self._process.signal("KILL")
+
     def _asked_to_stop(self) -> bool:
         return self._stopping
 
@@ -113,7 +123,8 @@ class WatchedTor:
             process = self._process = spawn(self._reactor, TorProcess(self._heard), self._command)
             attending = Deferred.fromCoroutine(self._attend(process))
             attending.addErrback(self._attend_failed, process)
-            self.last_words = await process.ended
+            last_words = await process.ended
+            self.last_words, self._why = self._why or last_words, ""
             attending.cancel()
             self._process, self.control, self.up = None, None, False
             if self._asked_to_stop():
@@ -132,14 +143,20 @@ class WatchedTor:
         try:
             control = await within(self._reactor, UP_TIMEOUT_S, self._come_up())
         except DeadlineError:
-            _log.warn("tor {tor} is not up after {seconds} s", event="tor_slow", tor=self.name, seconds=UP_TIMEOUT_S)
+            self._why = f"it was not up after {UP_TIMEOUT_S:.0f} s"
             process.signal("KILL")
             return
         self.up = True
         _log.info("tor {tor} is up", event="tor_up", tor=self.name, tor_pid=process.pid)
         await self._on_up(self)
-        with contextlib.suppress(TorDisconnectError, ConnectionClosed):
-            await control.when_disconnected()
+        try:
+            while True:
+                await deferLater(self._reactor, PROBE_S)
+                await within(self._reactor, PROBE_TIMEOUT_S, ask(self._reactor, control, "version"))
+        except DeadlineError:
+            self._why = "it did not answer on its control port"
+        except (TorDisconnectError, ConnectionClosed):
+            self._why = "it closed its control port"
         process.signal("KILL")
 
     async def _come_up(self) -> TorControlProtocol:

@@ -7,18 +7,19 @@ import json
 import os
 import signal
 import stat
-import threading
 import time
-import uuid
 from collections import Counter
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.live import test_node
+from tests.live.load import Load
 from tests.live.support import MACRONODE, NO_TOR, Daemon, alive, http, listening, new_node, process_tree, until
 
 CHILDREN = {"edge", "mailbox", "gateway.1", "gateway.2", "oniond", "hello"}
+# what lives in the node's own process
+IN_NODE = {"tornet"}
 CONFIG = MACRONODE + "[limits]\nconcurrency = 512\n"
 
 
@@ -50,6 +51,11 @@ class Services:
         reply = http("GET", f"{self.gateway}/v1/services", cap=self.cap)
         return {unit["name"]: unit for unit in reply.json()}
 
+    def tors(self) -> dict[str, int | None]:
+        """Every tor's process."""
+        status = http("GET", f"{self.gateway}/v1/status", cap=self.cap).json()
+        return {tor["name"]: tor["pid"] for tor in status["tor"]["tors"]}
+
     def kill(self, name: str) -> tuple[float, dict[str, Any]]:
         """Kill -9 `name`; seconds until it is up again, and the unit as it is then."""
         pid = self.all()[name]["pid"]
@@ -67,52 +73,6 @@ class Services:
         return time.monotonic() - started, unit
 
 
-class Load:
-    """Tiles, health and messages asked for all the time, from `begin` to `end`; what was acknowledged is remembered."""
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
-        self.sent: set[str] = set()
-        self.failures: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._tiles, self._send)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def _tiles(self) -> None:
-        while not self._over.is_set():
-            for path in ("/tiles/1/0/0.png", "/tiles/2/1/1.png", "/healthz"):
-                self._call("gateway", "GET", self.services.gateway + path)
-
-    def _send(self) -> None:
-        while not self._over.is_set():
-            body = {"topic": "t/load", "payload_b64": "aGk=", "idempotency_key": str(uuid.uuid4())}
-            reply = self._call("mailbox", "POST", f"{self.services.mailbox}/v1/send", body)
-            if reply is not None:
-                self.sent.add(reply["msg_id"])
-
-    def _call(self, who: str, method: str, url: str, body: Any = None) -> Any:
-        self.calls[who] += 1
-        try:
-            reply = http(method, url, cap=self.services.cap, body=body, timeout_s=10)
-        except OSError:
-            self.failures[who] += 1
-            return None
-        if reply.status != 200:
-            self.failures[who] += 1
-            return None
-        return reply.json() if body is not None else reply.body
-
-
 class KilledChildrenTests(SynchronousTestCase):
     """kill -9 of any child under load; one node for all of it, since it must come out well each time."""
 
@@ -126,11 +86,12 @@ class KilledChildrenTests(SynchronousTestCase):
         build_pack(node.home, max_zoom=2)
         node.start()
         services = Services(node)
-        self.assertEqual(set(services.all()), CHILDREN)
+        self.assertEqual(set(services.all()), CHILDREN | IN_NODE)
         self.private_sockets(node)
         self.both_workers_count(services)
         with Load(services) as load:
-            for name in ("mailbox", "edge", "gateway.1", "hello"):
+            onion, tors = node.facts()["onion"], services.tors()
+            for name in ("mailbox", "edge", "gateway.1", "hello", "oniond"):
                 time.sleep(4)  # a spare process is started two seconds after the last was taken
                 failed = Counter(load.failures)
                 seconds, unit = services.kill(name)
@@ -139,6 +100,8 @@ class KilledChildrenTests(SynchronousTestCase):
                 for other in {"gateway", "mailbox"} - {name.partition(".")[0]}:
                     self.assertEqual(load.failures[other], failed[other], f"{other} failed while {name} was down")
         self.assertGreater(load.calls["gateway"], 100)
+        self.assertEqual((node.facts()["onion"], services.tors()), (onion, tors), "a killed runtime costs no tor")
+        self.assertEqual(node.ronctl("hello").returncode, 0)
         received = self.drain(services)
         self.assertEqual(load.sent - received, set(), "acknowledged messages that are gone")
         self.tail_tells_of_the_crashes(node)
@@ -189,7 +152,7 @@ class KilledChildrenTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         events = [json.loads(line)["body"] for line in done.stdout.splitlines()]
         crashed = {e["service"] for e in events if e.get("event") == "ServiceCrashed"}
-        self.assertLessEqual({"mailbox", "edge", "gateway.1", "hello"}, crashed)
+        self.assertLessEqual({"mailbox", "edge", "gateway.1", "hello", "oniond"}, crashed)
 
     def too_many_crashes_mean_quarantine(self, node: Daemon, services: Services) -> None:
         def state() -> str:

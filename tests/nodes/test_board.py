@@ -94,7 +94,8 @@ class StatusTests(BoardCase):
 
     def test_a_part_that_does_not_answer_is_left_out_after_a_second(self) -> None:
         self.serve("mailbox", stats=lambda _command: Deferred())
-        self.serve("oniond", pids=lambda _command: {"tor": 9}, tor=lambda _c: None, onions=lambda _c: ())
+        self.serve("oniond", onions=lambda _c: ())
+        self.serve("tornet", pids=lambda _command: {"tor": 9}, tor=lambda _c: None)
         asking = self.status()
         self.assertNoResult(asking)
         self.clock.advance(ASK_S)

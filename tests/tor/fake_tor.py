@@ -16,8 +16,9 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-SERVICE_ID = "fjyvvrs2nrmizifdvgu2dtrinwntkvhqsqx7u7gk5xprkckp7ibvlvid"
-KEY = "ED25519-V3:" + "A" * 86 + "=="
+# the smallest scalar that is clamped, and the address that tor publishes it under
+KEY = "ED25519-V3:CAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
+SERVICE_ID = "zgdx37i4zwtdsoqvv3mkxidhtbcwpgbvl4vj3jhbql7m2qbjaflzmjid"
 DONE = 'NOTICE BOOTSTRAP PROGRESS=100 TAG=done SUMMARY="Done"'
 
 
@@ -44,7 +45,8 @@ class FakeTor(TestCase):
             "GETINFO version": ["250-version=0.4.9.11", "250 OK"],
             "GETINFO events/names": ["250-events/names=HS_DESC", "250 OK"],
             "GETINFO status/bootstrap-phase": [f"250-status/bootstrap-phase={DONE}", "250 OK"],
-            "ADD_ONION": [f"250-ServiceID={SERVICE_ID}", f"250-PrivateKey={KEY}", "250 OK"],
+            "ADD_ONION": [f"250-ServiceID={SERVICE_ID}", "250 OK"],
+            "GETINFO onions/detached": ["551 No onion services owned by this connection"],
         }
         # events sent around the answer to ADD_ONION
         self.events_before: list[str] = []

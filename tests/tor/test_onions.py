@@ -1,8 +1,7 @@
-"""Publishing an onion through a ControlPort: what is asked of tor, and when it counts as reachable."""
+"""Publishing onions through a ControlPort: what is asked of tor, and when a service counts as reachable."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Awaitable
 from typing import Any
 
@@ -14,80 +13,111 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.proto.errors import ErrorCode, RonError
-from ron.tor import onions
+from ron.tor import onions as onions_module
 from ron.tor.control import Bootstrap, bootstrap, connect_control
-from ron.tor.onions import OnionKey, PortMap, Published, _UploadWatch, parse_key, publish, withdraw
+from ron.tor.onionkeys import OnionKey, new_key
+from ron.tor.onions import OnionSpec, PortMap, TorOnions, Uploads, _UploadWatch
 from tests.tor.fake_tor import KEY, SERVICE_ID, FakeTor, uploaded
 from tests.web.wire import until
 
-OTHER_ID = "z" * 56
-PORTS = [PortMap(80, "127.0.0.1:9080"), PortMap(9410, "127.0.0.1:9410")]
+ADDRESS = f"{SERVICE_ID}.onion"
+OTHER = new_key()
+OTHER_SPEC = OnionSpec(key=OTHER, ports=(PortMap(80, "127.0.0.1:1"),))
+OTHER_ID = OTHER_SPEC.address.removesuffix(".onion")
+PORTS = (PortMap(80, "127.0.0.1:9080"), PortMap(9410, "127.0.0.1:9410"))
+SPEC = OnionSpec(key=OnionKey(KEY), ports=PORTS)
 
 
-class Keys(SynchronousTestCase):
-    def test_a_v3_key(self) -> None:
-        self.assertEqual(parse_key(KEY).blob, KEY)
+def asked(hsdir: str, service_id: str = SERVICE_ID) -> str:
+    return f"HS_DESC UPLOAD {service_id} UNKNOWN ${hsdir}~{hsdir} desc HSDIR_INDEX=00"
 
-    def test_anything_else_is_refused_without_being_quoted(self) -> None:
-        for text in (
-            "",
-            KEY[:-1],
-            KEY + "=",
-            " " + KEY,
-            KEY + "\r\nDEL_ONION x",
-            KEY.replace("ED25519-V3", "RSA1024"),
-            KEY.replace("A", "é"),
-            "NEW:BEST",
+
+def failed(hsdir: str) -> str:
+    return f"HS_DESC FAILED {SERVICE_ID} UNKNOWN ${hsdir}~{hsdir} desc REASON=UPLOAD_REJECTED"
+
+
+class Specs(SynchronousTestCase):
+    def test_what_tor_is_told(self) -> None:
+        spec = OnionSpec(key=OTHER, ports=PORTS, flags=("V3Auth",), options=("ClientAuthV3=X", "MaxStreams=5"))
+        self.assertEqual(
+            spec.arguments(),
+            "Flags=Detach,V3Auth Port=80,127.0.0.1:9080 Port=9410,127.0.0.1:9410 ClientAuthV3=X MaxStreams=5",
+        )
+
+    def test_the_digest_tells_every_difference_and_no_key(self) -> None:
+        others = [
+            OnionSpec(key=SPEC.key, ports=PORTS[:1]),
+            OnionSpec(key=SPEC.key, ports=PORTS[::-1]),
+            OnionSpec(key=SPEC.key, ports=PORTS, flags=("V3Auth",)),
+            OnionSpec(key=SPEC.key, ports=PORTS, options=("MaxStreams=5",)),
+        ]
+        self.assertEqual(len({spec.digest() for spec in (SPEC, *others)}), 5)
+        self.assertEqual(OnionSpec(key=OTHER, ports=PORTS).digest(), SPEC.digest())
+
+    def test_the_key_is_not_shown(self) -> None:
+        self.assertNotIn("ED25519-V3", repr(SPEC))
+
+    @given(st.sampled_from("\r\n\0\x7f\u2028\t"), st.text("abc:", max_size=5))
+    def test_no_target_breaks_the_line(self, bad: str, text: str) -> None:
+        for spec in (
+            OnionSpec(key=OTHER, ports=(PortMap(80, f"{text}{bad}{text}"),)),
+            OnionSpec(key=OTHER, ports=PORTS, options=(f"x={bad}",)),
         ):
-            error = self.assertRaises(RonError, parse_key, text)
+            error = self.assertRaises(RonError, spec.arguments)
             self.assertIs(error.code, ErrorCode.BAD_REQUEST)
-            self.assertNotIn("A" * 20, error.message + str(error.hint))
-
-    def test_a_line_break_is_no_part_of_a_key(self) -> None:
-        self.assertRaises(RonError, parse_key, KEY + "\n")
-
-    def test_the_repr_hides_the_blob(self) -> None:
-        for shown in (repr(OnionKey(KEY)), str(OnionKey(KEY)), repr(Published("x.onion", OnionKey(KEY), 1, 2.0))):
-            self.assertNotIn("ED25519-V3", shown)
-            self.assertNotIn("AAAA", shown)
 
 
 class Watching(SynchronousTestCase):
-    """Uploads count whether they are heard of before or after the service's own id is known."""
+    """Uploads count whether they are heard of before or after somebody waits for them."""
 
-    def uploads(self, hsdirs: list[str], waiting_from: int) -> tuple[bool, int]:
+    def heard(self, *events: str) -> _UploadWatch:
         watch = _UploadWatch()
-        done: Deferred[None] | None = None
-        for index, event in enumerate([*hsdirs, ""]):
-            if index == waiting_from:
-                done = watch.first_upload(SERVICE_ID)
-            watch.heard(event)
-        assert done is not None
-        return done.called, watch.uploads(SERVICE_ID)
+        for event in events:
+            watch.heard(event.removeprefix("HS_DESC "))
+        return watch
 
     @given(st.permutations(["A", "B", "C", "A"]), st.integers(0, 4))
     def test_in_any_order(self, hsdirs: list[str], waiting_from: int) -> None:
-        events = [uploaded(hsdir).removeprefix("HS_DESC ") for hsdir in hsdirs]
-        self.assertEqual(self.uploads(events, waiting_from), (True, 3))
+        watch, done = _UploadWatch(), None
+        for index, hsdir in enumerate([*hsdirs, ""]):
+            if index == waiting_from:
+                done = watch.first_upload(SERVICE_ID)
+            if hsdir:
+                watch.heard(uploaded(hsdir).removeprefix("HS_DESC "))
+        assert done is not None
+        self.assertEqual((done.called, watch.uploads(SERVICE_ID)), (True, 3))
 
     def test_what_is_no_upload_of_ours(self) -> None:
         for event in (
-            f"UPLOAD {SERVICE_ID} UNKNOWN $A descriptor HSDIR_INDEX=00",
-            f"FAILED {SERVICE_ID} UNKNOWN $A REASON=UPLOAD_REJECTED",
+            asked("A"),
+            failed("A"),
             f"CREATED {SERVICE_ID} UNKNOWN UNKNOWN descriptor",
             f"UPLOADED {OTHER_ID} UNKNOWN $A",
             f"UPLOADED {SERVICE_ID}",
             "UPLOADED",
             "",
         ):
-            for waiting_from in (0, 1):
-                self.assertEqual(self.uploads([event], waiting_from), (False, 0), event)
+            watch = self.heard(event)
+            self.assertFalse(watch.first_upload(SERVICE_ID).called, event)
 
     def test_two_services_are_told_apart(self) -> None:
         watch = _UploadWatch()
         mine, theirs = watch.first_upload(SERVICE_ID), watch.first_upload(OTHER_ID)
         watch.heard(uploaded("A", OTHER_ID).removeprefix("HS_DESC "))
         self.assertEqual((mine.called, theirs.called), (False, True))
+
+    def test_all_have_answered_when_none_is_left_and_one_has_it(self) -> None:
+        watch = self.heard(asked("A"), asked("B"), asked("C"), uploaded("A"), failed("B"))
+        done = watch.all_answered(SERVICE_ID)
+        self.assertFalse(done.called)
+        watch.heard(uploaded("C").removeprefix("HS_DESC "))
+        self.assertTrue(done.called)
+        self.assertEqual(watch.uploads(SERVICE_ID), 2)
+
+    def test_published_anew_it_begins_anew(self) -> None:
+        watch = self.heard(asked("A"), uploaded("A"))
+        watch.forget(SERVICE_ID)
+        self.assertFalse(watch.first_upload(SERVICE_ID).called)
 
 
 class Publishing(FakeTor):
@@ -97,102 +127,117 @@ class Publishing(FakeTor):
         super().setUp()
         self.control = await connect_control(reactor, self.listen())
         self.commands.clear()
+        self.onions = TorOnions(reactor, self.control)
+        await self.onions.open()
 
-    def publishing(self, key: OnionKey | None = None, ports: Any = PORTS) -> Deferred[Published]:
-        return Deferred.fromCoroutine(publish(reactor, self.control, ports, key))
+    def publishing(self, spec: OnionSpec = SPEC) -> Deferred[Uploads]:
+        return Deferred.fromCoroutine(self.onions.publish(spec))
 
     async def fails(self, call: Awaitable[Any]) -> RonError:
         with self.assertRaises(RonError) as caught:
             await call
         return caught.exception
 
-    async def test_a_new_onion(self) -> None:
+    async def test_published(self) -> None:
         self.events_after = [uploaded("A")]
-        published = await self.publishing()
-        self.assertEqual((published.onion, published.key.blob), (f"{SERVICE_ID}.onion", KEY))
-        self.assertEqual(published.uploads, 1)
-        self.assertGreater(published.bringup_ms, 0)
-        self.assertEqual(
-            self.commands,
-            [
-                "SETEVENTS HS_DESC",
-                "ADD_ONION NEW:ED25519-V3 Port=80,127.0.0.1:9080 Port=9410,127.0.0.1:9410",
-                "SETEVENTS ",
-            ],
-        )
+        uploads = await self.publishing()
+        self.assertEqual(uploads.confirmed, 1)
+        self.assertGreater(uploads.bringup_ms, 0)
+        self.assertEqual(self.commands, ["SETEVENTS HS_DESC", f"ADD_ONION {KEY} {SPEC.arguments()}"])
 
-    async def test_the_same_onion_again(self) -> None:
-        """tor does not give the key back that it was given."""
-        self.answers["ADD_ONION"] = [f"250-ServiceID={SERVICE_ID}", "250 OK"]
-        self.events_after = [uploaded("A")]
-        published = await self.publishing(OnionKey(KEY))
-        self.assertEqual(published.key, OnionKey(KEY))
-        self.assertIn(f"ADD_ONION {KEY} Port=80,127.0.0.1:9080", self.commands[1])
-
-    async def test_an_upload_that_was_quicker_than_the_answer(self) -> None:
-        self.events_before = [uploaded("A"), uploaded("B")]
-        self.assertEqual((await self.publishing()).uploads, 2)
+    async def test_uploads_that_were_quicker_than_the_answer(self) -> None:
+        self.events_before = [asked("A"), uploaded("A"), asked("B"), uploaded("B")]
+        self.assertEqual((await self.publishing()).confirmed, 2)
 
     async def test_it_waits_for_the_first_upload_that_succeeds(self) -> None:
-        self.events_after = [
-            f"HS_DESC UPLOAD {SERVICE_ID} UNKNOWN $A d HSDIR_INDEX=00",
-            f"HS_DESC FAILED {SERVICE_ID} UNKNOWN $A d REASON=UPLOAD_REJECTED",
-            uploaded("B", OTHER_ID),
-        ]
+        self.events_after = [asked("A"), failed("A"), uploaded("B", OTHER_ID)]
         publishing = self.publishing()
         await until(lambda: self.told("ADD_ONION"))
         self.assertNoResult(publishing)
         self.tell(uploaded("B"))
-        self.assertEqual((await publishing).uploads, 1)
+        self.assertEqual((await publishing).confirmed, 1)
+
+    async def test_it_waits_for_the_directories_that_were_asked_too(self) -> None:
+        self.events_after = [asked("A"), asked("B"), uploaded("A")]
+        publishing = self.publishing()
+        await until(lambda: self.told("ADD_ONION"))
+        self.assertNoResult(publishing)
+        self.tell(uploaded("B"))
+        self.assertEqual((await publishing).confirmed, 2)
+
+    async def test_but_not_for_ever(self) -> None:
+        self.patch(onions_module, "STRAGGLERS_S", 0.05)
+        self.events_after = [asked("A"), asked("B"), uploaded("A")]
+        self.assertEqual((await self.publishing()).confirmed, 1)
 
     async def test_several_at_a_time(self) -> None:
-        ids = [SERVICE_ID, OTHER_ID]
-        answers = itertools.cycle([[f"250-ServiceID={i}", f"250-PrivateKey={KEY}", "250 OK"] for i in ids])
         publishing = []
-        for _ in ids:
-            self.answers["ADD_ONION"] = next(answers)
-            publishing.append(self.publishing())
+        for spec in (SPEC, OTHER_SPEC):
+            self.answers["ADD_ONION"] = [f"250-ServiceID={spec.address.removesuffix('.onion')}", "250 OK"]
+            publishing.append(self.publishing(spec))
             await until(lambda: len(self.told("ADD_ONION")) == len(publishing))
         self.tell(uploaded("A", OTHER_ID))
-        self.assertEqual((await publishing[1]).onion, f"{OTHER_ID}.onion")
+        self.assertEqual((await publishing[1]).confirmed, 1)
         self.assertNoResult(publishing[0])
         self.tell(uploaded("A"))
-        self.assertEqual((await publishing[0]).onion, f"{SERVICE_ID}.onion")
+        self.assertEqual((await publishing[0]).confirmed, 1)
 
     async def test_a_line_break_never_reaches_tor(self) -> None:
-        for ports, key in (
-            ([PortMap(80, "127.0.0.1:9080\r\nSIGNAL SHUTDOWN")], None),
-            (PORTS, OnionKey(KEY + "\nSIGNAL SHUTDOWN")),
-        ):
-            error = await self.fails(self.publishing(key, ports))
-            self.assertIs(error.code, ErrorCode.BAD_REQUEST)
+        bad = OnionSpec(key=SPEC.key, ports=(PortMap(80, "127.0.0.1:9080\r\nSIGNAL SHUTDOWN"),))
+        self.assertIs((await self.fails(self.publishing(bad))).code, ErrorCode.BAD_REQUEST)
         self.assertEqual(self.told("ADD_ONION") + self.told("SIGNAL"), [])
-        self.assertEqual(self.commands[-1], "SETEVENTS ")
 
-    async def test_an_answer_that_is_no_v3_address(self) -> None:
-        for service_id in ("x" * 16, "X" * 56, SERVICE_ID + "a", ""):
+    async def test_an_answer_that_is_not_the_keys_address(self) -> None:
+        for service_id in ("x" * 16, SERVICE_ID.upper(), SERVICE_ID + "a", "", OTHER_ID):
             self.answers["ADD_ONION"][0] = f"250-ServiceID={service_id}"
             self.assertIs((await self.fails(self.publishing())).code, ErrorCode.INTERNAL)
-            self.assertEqual(self.commands[-1], "SETEVENTS ")
+        self.answers["ADD_ONION"] = ["250 OK"]
+        self.assertIs((await self.fails(self.publishing())).code, ErrorCode.INTERNAL)
 
     async def test_no_directory_takes_it(self) -> None:
-        self.patch(onions, "UPLOAD_TIMEOUT_S", 0.05)
+        self.patch(onions_module, "UPLOAD_TIMEOUT_S", 0.05)
         error = await self.fails(self.publishing())
         self.assertIs(error.code, ErrorCode.TIMEOUT)
         self.assertIn("tornet status", str(error.hint))
 
-    async def test_an_answer_without_what_was_asked_for(self) -> None:
-        for answer in (["250 OK"], [f"250-ServiceID={SERVICE_ID}", "250 OK"]):
-            self.answers["ADD_ONION"] = answer
-            self.assertIs((await self.fails(self.publishing())).code, ErrorCode.INTERNAL)
-
     async def test_tor_says_no(self) -> None:
-        self.answers["ADD_ONION"] = ["512 Invalid VIRTPORT/TARGET"]
-        await self.fails(self.publishing())
+        for answer, said in (("512 Invalid VIRTPORT/TARGET", "error 512"), (f"550 {KEY}", "already")):
+            self.answers["ADD_ONION"] = [answer]
+            error = await self.fails(self.publishing())
+            self.assertIn(said, error.message)
+            self.assertNotIn("ED25519", error.message)
+
+    async def test_cut_in_the_middle_of_it(self) -> None:
+        """txtorcon's error quotes the command that was under way, key and all; ours does not."""
+        self.answers["ADD_ONION"] = []
+        publishing = self.publishing()
+        await until(lambda: self.told("ADD_ONION"))
+        self._hang_up()
+        error = await self.fails(publishing)
+        self.assertIs(error.code, ErrorCode.STORE_UNAVAILABLE)
+        self.assertTrue(error.__suppress_context__)
+        self.assertNotIn("ED25519", str(error))
+
+    async def test_what_is_there_already(self) -> None:
+        self.assertEqual(await self.onions.detached(), frozenset())
+        for answer, addresses in (
+            (["250-onions/detached=", "250 OK"], set()),
+            ([f"250-onions/detached={SERVICE_ID}", "250 OK"], {ADDRESS}),
+            (["250+onions/detached=", SERVICE_ID, OTHER_ID, ".", "250 OK"], {ADDRESS, OTHER_SPEC.address}),
+        ):
+            self.answers["GETINFO onions/detached"] = answer
+            self.assertEqual(await self.onions.detached(), addresses)
 
     async def test_withdraw(self) -> None:
-        await withdraw(reactor, self.control, f"{SERVICE_ID}.onion")
+        self.commands.clear()
+        await self.onions.withdraw(ADDRESS)
         self.assertEqual(self.commands, [f"DEL_ONION {SERVICE_ID}"])
+
+    async def test_withdraw_what_is_not_there(self) -> None:
+        self.answers[f"DEL_ONION {SERVICE_ID}"] = ["552 Unknown Onion Service id"]
+        await self.onions.withdraw(ADDRESS)
+        self.answers[f"DEL_ONION {SERVICE_ID}"] = ["512 Malformed Onion Service id"]
+        self.assertIs((await self.fails(self.onions.withdraw(ADDRESS))).code, ErrorCode.INTERNAL)
 
 
 class Connecting(FakeTor):

@@ -28,13 +28,17 @@ _log = Logger(namespace="ron.node")
 
 
 class PartSpec(NamedTuple):
-    """Where a part's class is, what must be up before it, and whether the node is nothing without it."""
+    """Where a part's class is, what must be up before it, and whether the node is nothing without it.
+
+    in_node: it lives in the node's own process in either profile.
+    """
 
     module: str
     attribute: str
     requires: tuple[str, ...] = ()
     essential: bool = False
     start_s: float = 30.0
+    in_node: bool = False
 
 
 # What the edge of a Macronode listens on, for its gateways.
@@ -48,8 +52,13 @@ PARTS: dict[str, PartSpec] = {
     "edge": PartSpec("ron.nodes.parts.edge", "EdgePart"),
     "mailbox": PartSpec("ron.nodes.parts.mailbox", "MailboxPart"),
     "gateway": PartSpec("ron.nodes.parts.gateway", "GatewayPart", requires=("edge",), essential=True),
+    "tornet": PartSpec("ron.nodes.parts.tornet", "TornetPart", essential=True, start_s=300, in_node=True),
     "oniond": PartSpec(
-        "ron.nodes.parts.oniond", "OniondPart", requires=("gateway", "mailbox"), essential=True, start_s=300
+        "ron.nodes.parts.oniond",
+        "OniondPart",
+        requires=("gateway", "mailbox", "tornet"),
+        essential=True,
+        start_s=150,
     ),
     "hello": PartSpec("ron.nodes.parts.hello", "HelloPart", requires=("oniond",)),
 }
@@ -99,7 +108,7 @@ class Part:
 
 def preload() -> None:
     """Import every part now, so that none has to be when it is needed in a hurry."""
-    for spec in PARTS.values():
+    for spec in (spec for spec in PARTS.values() if not spec.in_node):
         importlib.import_module(spec.module)
 
 

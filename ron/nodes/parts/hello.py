@@ -6,7 +6,8 @@ from ron.auth import Caveat
 from ron.e2e import KeyPair, Suite
 from ron.kernel.commands import Handlers
 from ron.nodes.parts import Host, Part
-from ron.nodes.parts.oniond import DEVICES, MAILBOX_PORT
+from ron.nodes.parts.oniond import MAILBOX_PORT
+from ron.nodes.parts.tornet import DEVICES
 from ron.sdk import Api, Mailbox, onion_http
 from ron.sdk.ping import Device
 from ron.services.hello.service import HelloService
@@ -35,7 +36,7 @@ class HelloPart(Part):
             return None
         suite = Suite.PQ if config.e2e.pq_hybrid else Suite.CLASSICAL
         keys = [KeyPair.generate(suite) for _ in DEVICES]
-        ports = [await bus.call("oniond", "socks", name, answer=int) for name in DEVICES]
+        ports = [await bus.call("tornet", "socks", name, answer=int) for name in DEVICES]
         topics = [f"hello/{pair.public.kid.hex()}" for pair in keys]
         boxes = [
             (self._box(onion, port, "mailbox:recv,mailbox:ack", own), self._box(onion, port, "mailbox:send", other))

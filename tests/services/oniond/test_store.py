@@ -9,17 +9,17 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.proto.errors import ErrorCode, RonError
-from ron.services.oniond.store import FileOnionKeys, MemoryOnionKeys, OnionKeys
-from ron.tor.onions import OnionKey
+from ron.services.oniond.store import FileOnionStore, MemoryOnionStore, OnionStore
+from ron.tor.onionkeys import new_key
 
-WIKI = OnionKey("ED25519-V3:" + "A" * 86 + "==")
-CHAT = OnionKey("ED25519-V3:" + "B" * 86 + "==")
+WIKI = new_key()
+CHAT = new_key()
 
 
 class EveryStore:
     """What the two kinds promise alike."""
 
-    keys: OnionKeys
+    keys: OnionStore
 
     def test_none_at_first(self) -> None:
         self.assertIsNone(self.keys.load("wiki"))
@@ -34,26 +34,32 @@ class EveryStore:
         self.keys.save("wiki", CHAT)
         self.assertEqual(self.keys.load("wiki"), CHAT)
 
+    def test_what_tor_was_seen_to_publish(self) -> None:
+        self.assertEqual(self.keys.applied(), {})
+        for applied in ({"a.onion": "1", "b.onion": "2"}, {}):
+            self.keys.save_applied(applied)
+            self.assertEqual(self.keys.applied(), applied)
+
 
 class InMemory(EveryStore, SynchronousTestCase):
     def setUp(self) -> None:
-        self.keys = MemoryOnionKeys()
+        self.keys = MemoryOnionStore()
 
     def test_amnesia(self) -> None:
         self.keys.save("wiki", WIKI)
-        self.assertIsNone(MemoryOnionKeys().load("wiki"))
+        self.assertIsNone(MemoryOnionStore().load("wiki"))
 
 
 class InFiles(EveryStore, SynchronousTestCase):
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute() / "onions"
-        self.keys = FileOnionKeys(self.folder)
+        self.keys = FileOnionStore(self.folder)
         umask = os.umask(0)
         self.addCleanup(os.umask, umask)
 
     def test_kept_from_start_to_start(self) -> None:
         self.keys.save("wiki", WIKI)
-        self.assertEqual(FileOnionKeys(self.folder).load("wiki"), WIKI)
+        self.assertEqual(FileOnionStore(self.folder).load("wiki"), WIKI)
 
     def test_private(self) -> None:
         self.keys.save("wiki", WIKI)
@@ -89,3 +95,10 @@ class InFiles(EveryStore, SynchronousTestCase):
         for end in ("", "\n", "\r\n", "  \n\n"):
             path.write_text(WIKI.blob + end)
             self.assertEqual(self.keys.load("wiki"), WIKI)
+
+    def test_a_damaged_note_of_what_is_published_means_nothing_is_known(self) -> None:
+        self.keys.save_applied({"a.onion": "1"})
+        path = self.folder / "applied.json"
+        for content in (b"", b"{", b"[]", b'{"a": 1}', b"\xff"):
+            path.write_bytes(content)
+            self.assertEqual(self.keys.applied(), {})

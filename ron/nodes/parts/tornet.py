@@ -1,0 +1,122 @@
+"""tornet hosted: the private Tor network, in the node's own process, so that no service's end takes it down."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+import msgspec
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+
+from ron.kernel.bus import Bus
+from ron.kernel.commands import Command, Handlers
+from ron.nodes.parts import Host, Part
+from ron.nodes.runtime import Runtime
+from ron.proto.errors import not_found
+from ron.tor.binary import find_tor
+from ron.tor.privnet import PrivateNetwork, Stage
+from ron.tor.watchdog import WatchedTor
+
+# Whose tor hosts the onions, and those of the two devices of the page's ping.
+ONION_ROLE = "onion"
+DEVICES = ("device-a", "device-b")
+
+
+def show_stage(bus: Bus, stage: Stage) -> None:
+    """Progress for whichever process has a terminal."""
+    bus.publish(
+        {"name": stage.name, "done": stage.done, "total": stage.total, "detail": stage.detail}, topic="progress"
+    )
+
+
+def private_network(runtime: Runtime, tor_binary: str, clients: Sequence[str]) -> PrivateNetwork:
+    """The network with a tor for each of `clients`; in amnesia all of it in memory."""
+    directory = (runtime.ram or runtime.home) / "tornet"
+    if runtime.ram is not None:
+        # a process of ours that was killed left its network there
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def came_up(tor: WatchedTor) -> None:
+        runtime.bus.publish({"name": tor.name, "pid": tor.pid}, topic="tor")
+
+    return PrivateNetwork(
+        runtime.reactor,
+        directory=directory,
+        tor=find_tor(tor_binary),
+        clients=clients,
+        progress=lambda stage: show_stage(runtime.bus, stage),
+        health=runtime.health,
+        metrics=runtime.metrics,
+        on_client_up=came_up,
+    )
+
+
+class NetworkService(Service):
+    """The life of a network, for the supervisor."""
+
+    def __init__(self, network: PrivateNetwork) -> None:
+        self.network = network
+
+    def stopService(self) -> Deferred[None]:
+        """Take the network down; fires when no tor is left."""
+        super().stopService()
+        return Deferred.fromCoroutine(self.network.take_down())
+
+
+class TornetPart(Part):
+    """`PrivateNetwork` with a tor for the onions, and one for each of the two hello devices."""
+
+    service: NetworkService
+    clients: Sequence[str] = (ONION_ROLE, *DEVICES)
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        network = private_network(host.runtime, host.config.onion.tor_binary, self.clients)
+        self.service = NetworkService(network)
+
+    async def ready(self) -> None:
+        """The network is whole."""
+        await self.service.network.bring_up()
+
+    def handlers(self) -> Handlers:
+        """Its commands on the bus."""
+        return network_handlers(self.service.network)
+
+
+def network_handlers(network: PrivateNetwork) -> Handlers:
+    """tor, pids: as they stand. socks, control: ports of a client role. release, restart: one tor."""
+
+    def socks(command: Command) -> int:
+        try:
+            return network.socks_port(_text(command))
+        except KeyError:
+            raise not_found("there is no such client role") from None
+
+    return {
+        "tor": lambda _command: network.facts(),
+        "pids": lambda _command: network.pids(),
+        "socks": socks,
+        "control": lambda command: network.control_port(_text(command)),
+        "release": lambda command: network.release(_text(command)),
+        "restart": lambda command: network.restart(_text(command)),
+    }
+
+
+class BusTorHost:
+    """The tors of `tornet`, wherever it runs: `ron.tor.attached.TorHost` over the bus."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def control_port(self, name: str) -> int:
+        """Raises `RonError` while that tor is not up."""
+        return await self._bus.call("tornet", "control", name, answer=int)
+
+    async def restart(self, name: str) -> None:
+        """Start it anew."""
+        await self._bus.call("tornet", "restart", name)
+
+
+def _text(command: Command) -> str:
+    return msgspec.convert(command.body, str)
