@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= etc/micronode.toml
 export RON_HOME ?= $(CURDIR)/var
 
-.PHONY: help run test lint format bench fuzz docs clean
+.PHONY: help run test lint format bench fuzz docs deb test-deb clean
 
 help:
 	@echo "make run     a Micronode on its own private Tor network (Ctrl-C stops it)"
@@ -13,6 +13,8 @@ help:
 	@echo "make lint    ruff, mypy, import contracts, docs"
 	@echo "make bench   the benchmarks; results in bench/results/"
 	@echo "make fuzz    the fuzz targets, ten minutes each"
+	@echo "make deb     the Debian package, into dist/"
+	@echo "make test-deb  the package in containers: installed, upgraded, purged (root; ten minutes)"
 	@echo "make format  rewrite the code in the house style"
 	@echo "make clean   remove the venv and what tests left (not var/)"
 
@@ -46,6 +48,12 @@ bench:
 fuzz:
 	@scripts/setup test
 	scripts/fuzz --seconds 600
+
+deb:
+	scripts/build-deb
+
+test-deb:
+	scripts/test-deb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .import_linter_cache

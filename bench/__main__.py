@@ -10,7 +10,7 @@ import importlib
 import sys
 import time
 
-NAMES = ("tiles", "mailbox", "bus", "capability", "pow", "tls", "onion", "startup", "memory", "node", "soak")
+NAMES = ("tiles", "mailbox", "bus", "oap", "capability", "pow", "tls", "onion", "startup", "memory", "node", "soak")
 
 
 def main() -> int:

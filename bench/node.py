@@ -1,7 +1,8 @@
 """A Macronode under tile load: how soon `/healthz` and `/metrics` answer, and what a second worker is worth.
 
 Beside it, in the same run: nginx with one and with two workers, the tile as a file, and its own bare health answer
-under the same load. Needs nginx, wrk and tor. With two cores the load itself takes one, so no server can double here.
+under the same load; and what writing the metrics of seven processes costs, beside the client library's own writer for
+the same numbers. Needs nginx, wrk and tor. With two cores the load itself takes one, so no server can double here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from prometheus_client import generate_latest
+
 from bench import harness
 from bench.harness import Node, free_port, percentile, scratch, wrk
 from bench.tiles import TILE, nginx
+from ron.kernel import Metrics
+from ron.kernel.metrics import render_merged
 
 CONNECTIONS, SECONDS, ROUNDS = 16, 6, 3
 ASK_EVERY_S = 0.02
@@ -40,6 +45,7 @@ def main() -> None:
             "two workers of one, macronode": round(ours[2]["tiles"]["rps"] / ours[1]["tiles"]["rps"], 2),
             "two workers of one, nginx": round(peer[2]["tiles"]["rps"] / peer[1]["tiles"]["rps"], 2),
         },
+        "metrics of seven processes": _writing(),
         "targets_ms": {"healthz p99": 15, "metrics p99": 25},
     }
     harness.save("node", result)
@@ -62,6 +68,33 @@ def _ours(home: Path, profile: str, workers: int, tile: str) -> dict[str, Any]:
         url = node.facts["gateway_url"]
         bearer = {"Authorization": f"Bearer {node.cap}"}
         return _measure(f"{url}/tiles/{tile}", {"healthz": (url, "/healthz", {}), "metrics": (url, "/metrics", bearer)})
+
+
+def _writing() -> dict[str, float]:
+    """Microseconds of CPU for one scrape: as one text, and by the library, which adds nothing up, text by text."""
+    processes = {f"p{number}": Metrics() for number in range(7)}
+    for number, metrics in enumerate(processes.values()):
+        for route in range(3 * number):
+            metrics.http_requests.labels(f"/{route}", "GET", "200").inc()
+            metrics.request_latency.labels(f"/{route}", "GET").observe(0.001)
+    exports = {name: metrics.export() for name, metrics in processes.items()}
+    return {
+        "merged, us": _cpu_us(lambda: render_merged(exports)),
+        "the library, us": _cpu_us(lambda: [generate_latest(metrics.registry) for metrics in processes.values()]),
+        "reading the numbers, us": _cpu_us(lambda: [metrics.export() for metrics in processes.values()]),
+    }
+
+
+def _cpu_us(work: Callable[[], object], times: int = 50) -> float:
+    """The best of five runs, after one that is not counted."""
+    work()
+    runs = []
+    for _ in range(5):
+        started = time.process_time()
+        for _ in range(times):
+            work()
+        runs.append((time.process_time() - started) / times * 1e6)
+    return round(min(runs))
 
 
 def _peer(folder: Path, workers: int, tile: str) -> dict[str, Any]:

@@ -152,6 +152,91 @@ def bus_frames() -> Target:
     return one
 
 
+def oap_frames() -> Target:
+    """OAP/1. First byte 0: frames alone, cut where the second says; 1: a server before HELLO; 2: after it; 3: a client
+    that waits for an answer; else: one payload of COMP."""
+    from twisted.internet.defer import Deferred
+    from twisted.internet.error import ConnectionLost
+    from twisted.internet.task import Clock
+    from twisted.internet.testing import StringTransport
+    from twisted.python.failure import Failure
+
+    from ron.kernel import Metrics
+    from ron.kernel.limits_config import LimitsConfig
+    from ron.oap import HelloAnswer, OapClient, OapServer, Request, Response
+    from ron.oap import hello as control
+    from ron.oap.compression import MAX_TIMES, inflate
+    from ron.oap.connection import Connection
+    from ron.oap.frames import Decoder, Flags, Frame, encode
+    from ron.proto.errors import RonError
+
+    metrics, limits = Metrics(), LimitsConfig(body_bytes=4096)
+    whole, last = Flags.REQ | Flags.START | Flags.END, Flags.RESP | Flags.END
+    greeting = encode(Frame(flags=whole, app_proto_id=0, corr_id=1))
+    answer = control.encode(HelloAnswer(server_version="fuzz"))
+    greeted = encode(Frame(flags=last, app_proto_id=0, corr_id=1, payload=answer))
+
+    async def echo(request: Request) -> Response:
+        return Response(payload=request.payload, compress=True)
+
+    def frames(raw: bytes) -> None:
+        cut, found = (raw[0] if raw else 0), []
+        decoder = Decoder(1024)
+        with contextlib.suppress(RonError):
+            for piece in (raw[1 : cut + 1], raw[cut + 1 :]):
+                for frame in decoder.feed(piece):
+                    found.append(encode(frame, 1024))
+        again = [encode(frame, 1024) for frame in Decoder(1024).feed(b"".join(found))]
+        if again != found or decoder.waiting_bytes > 4 + 1024:
+            raise Finding("what was taken does not come back")
+
+    def talk(connection: Connection, clock: Clock, first: bytes, raw: bytes) -> None:
+        middle = len(raw) // 2
+        for piece in (first + raw[:middle], raw[middle:]):
+            connection.dataReceived(piece)
+            clock.advance(0.1)
+        connection.connectionLost(Failure(ConnectionLost()))
+        clock.advance(60)
+
+    def server(raw: bytes, first: bytes) -> None:
+        clock = Clock()
+        factory = OapServer(clock, echo, metrics=metrics, limits=limits)
+        connection = factory.buildProtocol(None)
+        connection.makeConnection(StringTransport())
+        talk(connection, clock, first, raw)
+        if factory.buffered or factory.concurrency.busy or factory.connections:
+            raise Finding("something is left of a connection that is gone")
+
+    def client(raw: bytes) -> None:
+        clock = Clock()
+        connection = OapClient(clock, limits=limits)
+        connection.makeConnection(StringTransport())
+        waiting = [Deferred.fromCoroutine(connection.ping(2.0))]
+        connection.dataReceived(greeted)
+        corr_id = "01890a5d-ac96-774b-0000-000000000007"
+        waiting.append(Deferred.fromCoroutine(connection.call(0x0201, 1, b"?", corr_id=corr_id)))
+        talk(connection, clock, b"", raw)
+        for each in waiting:
+            each.addErrback(lambda failure: None if failure.check(RonError) else failure)
+            if not each.called:
+                raise Finding("a call that never ends")
+
+    def one(raw: bytes) -> None:
+        kind, rest = raw[:1], raw[1:]
+        if kind == b"\0":
+            frames(rest)
+        elif kind in (b"\1", b"\2"):
+            server(rest, greeting if kind == b"\2" else b"")
+        elif kind == b"\3":
+            client(rest)
+        else:
+            with contextlib.suppress(RonError):
+                if len(inflate(rest, max_frame=4096)) > MAX_TIMES * 4096:
+                    raise Finding("more than may be")
+
+    return one
+
+
 def alarm() -> Target:
     """Fails at the first input that begins with `!`: shows that a finding is noticed. Not run unless asked for."""
 
@@ -168,5 +253,6 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "macaroon": macaroon,
     "pow": pow_solution,
     "bus": bus_frames,
+    "oap": oap_frames,
     "alarm": alarm,
 }

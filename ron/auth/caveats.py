@@ -6,20 +6,24 @@ A caveat is one line, `name = value`. A name that is not in `KNOWN` is refused: 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
+
+from ron.proto.clock import rfc3339
 
 # Checked by the authority itself, for every call.
 GENERAL = frozenset({"aud", "scope", "method", "path", "exp"})
 # Allowances the authority keeps count of, per capability.
 ALLOWANCES = frozenset({"rps", "bytes_per_day"})
 # Name a resource; the endpoint must say that it enforces them, or the call is refused.
-RESOURCE = frozenset({"tenant", "app", "topic"})
+RESOURCE = frozenset({"tenant", "app", "topic", "holder"})
 KNOWN = GENERAL | ALLOWANCES | RESOURCE
 MAX_CAVEAT_CHARS = 512
 # One spelling for each number: no sign, no exponent, no leading zeros, ASCII digits only.
 _RPS = re.compile(r"(0|[1-9][0-9]{0,6})(\.[0-9]{1,3})?")
 _BYTES = re.compile(r"[1-9][0-9]{0,14}")
+# A public holder key; whether it is one is seen where it is used (docs/federation.rst).
+_HOLDER = re.compile(r"[0-9a-f]{64}")
 
 
 class Caveat(NamedTuple):
@@ -68,11 +72,6 @@ def expiry(now_s: float, ttl_s: float) -> Caveat:
     return Caveat("exp", rfc3339(now_s + ttl_s))
 
 
-def rfc3339(at_s: float) -> str:
-    """The Unix time `at_s`, UTC, RFC 3339 with whole seconds."""
-    return datetime.fromtimestamp(at_s, tz=UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def instant_s(value: str) -> float:
     """The RFC 3339 instant `value` in Unix seconds. Raises ValueError on anything else."""
     instant = datetime.fromisoformat(value)
@@ -95,4 +94,11 @@ def bytes_a_day(value: str) -> int:
     return int(value)
 
 
-_VALUES = {"exp": instant_s, "rps": requests_per_s, "bytes_per_day": bytes_a_day}
+def holder_key(value: str) -> bytes:
+    """The value of a `holder` caveat: 32 bytes in lower-case hex. Raises ValueError on anything else."""
+    if not _HOLDER.fullmatch(value):
+        raise ValueError("holder is 64 hex digits")
+    return bytes.fromhex(value)
+
+
+_VALUES = {"holder": holder_key, "exp": instant_s, "rps": requests_per_s, "bytes_per_day": bytes_a_day}

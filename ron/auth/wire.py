@@ -11,9 +11,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from ron.auth.caveats import Caveat, expiry, rfc3339
+from ron.auth.caveats import Caveat, expiry
 from ron.auth.register import MAX_LABEL_CHARS, Minted
 from ron.auth.rootkeys import GRACE_S, ROTATE_AFTER_S, Epoch
+from ron.proto.clock import rfc3339
 
 # A token cannot outlive its root key: 30 days of minting and 48 hours of grace.
 MAX_TTL_S = ROTATE_AFTER_S + GRACE_S
@@ -29,6 +30,7 @@ class MintRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     app: _Text | None = None
     tenant: _Text | None = None
     topic: _Text | None = None
+    holder: _Text | None = None
     method: _Text | None = None
     path: _Text | None = None
     rps: Annotated[float, Meta(ge=0.001, le=9_999_999)] | None = None
@@ -39,7 +41,7 @@ class MintRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """What the new capability is narrowed by. Minting raises ValueError on what `parse_caveat` would refuse."""
         given = [
             (name, getattr(self, name))
-            for name in ("scope", "app", "tenant", "topic", "method", "path", "bytes_per_day")
+            for name in ("scope", "app", "tenant", "topic", "holder", "method", "path", "bytes_per_day")
             if getattr(self, name) is not None
         ]
         rps = [] if self.rps is None else [Caveat("rps", f"{self.rps:.3f}".rstrip("0").rstrip("."))]

@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from ron.auth import AUDIENCE, AuthFiles, Caveat, Inspected, Refused, attenuate, inspect
-from ron.auth.caveats import expiry, requests_per_s, rfc3339
+from ron.auth.caveats import expiry, requests_per_s
 from ron.auth.rootkeys import GRACE_S
 from ron.auth.wire import (
     MAX_TTL_S,
@@ -36,6 +36,7 @@ from ron.auth.wire import (
 from ron.ctl.node import cap_option, connect, home, json_option, node_option, print_json, run
 from ron.kernel.files import read_private
 from ron.kernel.units import parse_duration_s, parse_size
+from ron.proto.clock import rfc3339
 from ron.proto.errors import ErrorCode, RonError, bad_request
 from ron.proto.exitcodes import Unreachable
 from ron.proto.ids import uuid7

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 import ron
+from ron.ctl.trust import Trust, trust_options
 from ron.proto.errors import RonError
 from ron.proto.exitcodes import exit_code
 
@@ -18,8 +20,10 @@ _COMMANDS = {
     "cap": ("ron.ctl.cap", "cap", "Capabilities: mint, attenuate, inspect, revoke, rotate, list."),
     "config": ("ron.ctl.config", "config", "Show, check and compare configs; their JSON Schema."),
     "e2e": ("ron.ctl.e2e", "e2e", "Seal, open and make keys for end-to-end messages."),
+    "federation": ("ron.ctl.federation", "federation", "Federate with other operators' nodes: grant, hold, connect."),
     "hello": ("ron.ctl.hello", "hello", "Fetch a tile and ping end to end, through the onion."),
     "mailbox": ("ron.ctl.mailbox", "mailbox", "Send and receive messages."),
+    "onion": ("ron.ctl.onion", "onion", "Onions of local ports: create, list, rotate, drain, delete."),
     "pack": ("ron.ctl.pack", "pack", "Build and inspect tile packs."),
     "profile": ("ron.ctl.profile", "profile", "Where the node spends CPU time and memory; a flame graph."),
     "service": ("ron.ctl.service", "service", "The node's services: list, release."),
@@ -53,12 +57,15 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(ron.__version__, prog_name="ronctl")
-def ronctl() -> None:
+@trust_options
+@click.pass_context
+def ronctl(context: click.Context, ca: Path | None, cert: Path | None, key: Path | None, identity: str | None) -> None:
     """Look after a RustyOnions node.
 
     \b
     ronctl finds the node by --node URL or RON_HOME (default ./var), and its capability by
-    --cap, RON_CAP (a token or a file) or $RON_HOME/admin.cap, in that order.
+    --cap, RON_CAP (a token or a file) or $RON_HOME/admin.cap, in that order. A node on another
+    host is reached over TLS: --ca (and --cert and --key), before the command, say whom to trust.
 
     \b
     Examples:
@@ -66,11 +73,13 @@ def ronctl() -> None:
       ronctl hello --json
       ronctl validate --file etc/micronode.toml
       ronctl tornet up --dir /tmp/net
+      ronctl --ca ca.pem status --node https://alpha.internal:9443 --cap alpha.cap
 
     \b
     Exit codes: 0 fine · 1 failed · 2 wrong usage · 3 invalid input or config · 4 unreachable
     5 capability refused · 6 timed out · 7 not found · 8 unavailable, try again
     """
+    context.obj = Trust(ca, cert, key, identity)
 
 
 def main() -> NoReturn:

@@ -1,6 +1,6 @@
 """How `ronctl` finds the node and its capability, and runs async work.
 
-In: --node/--cap, RON_HOME/RON_CAP. Out: an `Api`; `RonError` telling what is missing.
+In: --node/--cap, RON_HOME/RON_CAP, whom to trust over TLS. Out: an `Api`; `RonError` telling what is missing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -16,11 +17,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LimitedHistoryLogObserver, globalLogBeginner
 from twisted.python.failure import Failure
 
+from ron.ctl.trust import Trust, given_trust
 from ron.kernel.files import read_private
-from ron.proto.errors import ErrorCode, RonError
+from ron.kernel.tls import ClientTls
+from ron.proto.errors import ErrorCode, RonError, bad_request
 from ron.proto.exitcodes import Unreachable
 from ron.proto.facts import NodeFacts
-from ron.sdk import Api, direct_http
+from ron.sdk import Api, direct_http, tls_http
+from ron.sdk.transport import PlainClient
 
 T = TypeVar("T")
 
@@ -50,18 +54,36 @@ def read_facts(directory: Path | None = None) -> NodeFacts:
 
 def find_capability(cap: str | None) -> str | None:
     """The token: `cap` or `$RON_CAP` (a token or a file's path), else `$RON_HOME/admin.cap`, else None."""
-    given = cap or os.environ.get("RON_CAP")
-    if given:
-        path = Path(given)
-        return _read(path) if "/" in given or path.is_file() else given
+    given = _given_capability(cap)
     path = home() / "admin.cap"
-    return _read(path) if path.exists() else None
+    return _read(path) if given is None and path.exists() else given
 
 
-def connect(reactor: Any, node: str | None, cap: str | None) -> Api:
-    """An `Api` on the node's gateway over loopback. Raises `Unreachable` when there is no node to be found."""
+def connect(reactor: Any, node: str | None, cap: str | None, *, deadline_s: float = 20.0, tries: int = 2) -> Api:
+    """An `Api` on the node's gateway: over loopback, or where `node` is an https URL over TLS with `given_trust`.
+
+    Raises `Unreachable` when there is no node to be found, `RonError` (BadRequest) when URL and trust do not go
+    together or a file cannot be used.
+    """
     url = node or read_facts().gateway_url
-    return Api(reactor, direct_http(reactor), url, find_capability(cap), deadline_s=20, tries=2)
+    trust = given_trust()
+    # another host's node has no business with the admin capability of ours
+    capability = find_capability(cap) if trust.ca is None else _given_capability(cap)
+    return Api(reactor, _http(reactor, url, trust), url, capability, deadline_s=deadline_s, tries=tries)
+
+
+def _http(reactor: Any, url: str, trust: Trust) -> PlainClient:
+    try:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    except ValueError:
+        raise bad_request(f"{url!r} is no URL", "write one like https://alpha.internal:9443") from None
+    if scheme != "https":
+        if any(trust):
+            raise bad_request(f"--ca, --cert, --key and --identity are for https, {url} is not", "--node https://…")
+        return direct_http(reactor)
+    if trust.ca is None:
+        raise bad_request(f"{url} needs a CA to trust", "ronctl --ca ca.pem …, before the command")
+    return tls_http(reactor, ClientTls(trust.ca, trust.cert, trust.key, trust.identity or host or ""))
 
 
 def run(work: Callable[[Any], Awaitable[T]]) -> T:
@@ -93,6 +115,14 @@ def run(work: Callable[[Any], Awaitable[T]]) -> T:
 def print_json(value: Any) -> None:
     """One JSON object on one line of stdout."""
     click.echo(msgspec.json.encode(value).decode())
+
+
+def _given_capability(cap: str | None) -> str | None:
+    given = cap or os.environ.get("RON_CAP")
+    if not given:
+        return None
+    path = Path(given)
+    return _read(path) if "/" in given or path.is_file() else given
 
 
 def _read(path: Path) -> str:

@@ -13,10 +13,9 @@ from twisted.internet.task import LoopingCall
 
 from ron.ctl.console import StageConsole
 from ron.ctl.flamegraph import flame_graph, hottest
-from ron.ctl.node import cap_option, find_capability, json_option, node_option, print_json, read_facts, run
+from ron.ctl.node import cap_option, connect, json_option, node_option, print_json, run
 from ron.kernel.profiling import MAX_SECONDS, MIN_SECONDS, Heap, Profile
 from ron.proto.errors import unavailable
-from ron.sdk import Api, direct_http
 
 SHOWN = 15
 # beyond the profile itself, for counting the heap and for the answer to travel
@@ -96,9 +95,8 @@ def profile(seconds: float, out: Path | None, heap: bool, node: str | None, cap:
 async def _profile(
     reactor: Any, seconds: float, heap: bool, node: str | None, cap: str | None, *, quiet: bool
 ) -> Profile:
-    url = node or read_facts().gateway_url
     # one try: a second one would profile again
-    api = Api(reactor, direct_http(reactor), url, find_capability(cap), deadline_s=seconds + _GRACE_S, tries=1)
+    api = connect(reactor, node, cap, deadline_s=seconds + _GRACE_S, tries=1)
     with StageConsole(sys.stderr) as console:
         ticking = LoopingCall(_show, console, reactor, reactor.seconds(), seconds)
         ticking.clock = reactor

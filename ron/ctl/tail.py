@@ -17,12 +17,12 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from ron.ctl.node import cap_option, find_capability, json_option, node_option, print_json, read_facts, run
+from ron.ctl.node import cap_option, connect, json_option, node_option, print_json, run
 from ron.ctl.plain import plain_text
 from ron.kernel.backoff import Backoff
 from ron.kernel.units import UnitError, parse_duration_s
 from ron.proto.errors import RonError, bad_request
-from ron.sdk import Api, direct_http
+from ron.sdk import Api
 
 WAIT_S = 20.0
 # Longer than the node holds a call back.
@@ -250,5 +250,4 @@ def _since_s(since: str | None, follow: bool) -> float:
 
 def _connect(reactor: Any, node: str | None, cap: str | None) -> Api:
     """As `ron.ctl.node.connect`, but for calls that are held back, and tried again by ourselves."""
-    url = node or read_facts().gateway_url
-    return Api(reactor, direct_http(reactor), url, find_capability(cap), deadline_s=DEADLINE_S, tries=1)
+    return connect(reactor, node, cap, deadline_s=DEADLINE_S, tries=1)

@@ -18,10 +18,12 @@ import msgspec
 
 from ron.ctl.console import StageConsole
 from ron.ctl.node import home, json_option, print_json
+from ron.ctl.tornet_check import check, probe
+from ron.ctl.tornet_hosts import add_relay, init, join, replace_authority, rotate_certs
 from ron.kernel.files import private_dir
 from ron.proto.errors import ErrorCode, RonError, conflict, unavailable
 from ron.proto.exitcodes import Unreachable
-from ron.tor.privnet import BRING_UP_TIMEOUT_S, FACTS_FILE, NetworkFacts
+from ron.tor.fleet import BRING_UP_TIMEOUT_S, FACTS_FILE, NetworkFacts
 
 POLL_S = 0.2
 DOWN_TIMEOUT_S = 30.0
@@ -33,13 +35,18 @@ _dir_option = click.option(
 
 @click.group("tornet")
 def tornet() -> None:
-    """A private Tor network on this host: 3 authorities, 2 relays, a client with a SOCKS port.
+    """A private Tor network: on this host alone (up, status, down), or over several hosts (the other commands).
+
+    On this host: 3 authorities, 2 relays, and a client with a SOCKS port. Over several: init makes a bundle per host,
+    which takes it with join; the network can then be changed, and checked.
 
     \b
     Examples:
       ronctl tornet up --dir /tmp/net
       ronctl tornet status --dir /tmp/net --json
       ronctl tornet down --dir /tmp/net
+      ronctl tornet init --out net --authority a1=10.0.0.1 … --relay r1=10.0.0.4 …
+      sudo ronctl tornet join --bundle a1.tar --dir /var/lib/ron-tor/a1 --user debian-tor
     """
 
 
@@ -162,3 +169,7 @@ def _show(facts: NetworkFacts, as_json: bool) -> None:
         socks = f"  SOCKS 127.0.0.1:{tor.socks_port}" if tor.socks_port else ""
         restarts = f"  restarted {tor.restarts}×" if tor.restarts else ""
         click.echo(f"  {tor.name:<8} {tor.role:<10} {state:<6} pid {tor.pid or '-'}{socks}{restarts}")
+
+
+for _command in (init, join, add_relay, rotate_certs, replace_authority, check, probe):
+    tornet.add_command(_command)

@@ -9,8 +9,6 @@ nobody else.
 from __future__ import annotations
 
 import os
-import socket
-import struct
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +26,7 @@ from ron.kernel.bus import Bus, Message
 from ron.kernel.events import KernelEvent
 from ron.kernel.ipc_frames import VERSION, Frame, Hello, Serve, Welcome, decode_frame, encode_frame
 from ron.kernel.ipc_wire import Wire, event_bytes
-from ron.kernel.unixsock import UnixListener
+from ron.kernel.unixsock import UnixListener, peer_credentials
 from ron.proto.errors import bad_request
 
 __all__ = ["HELLO_S", "VERSION", "BusHub", "BusLink", "Hello", "decode_frame", "encode_frame"]
@@ -53,7 +51,7 @@ class _HubPeer(Wire):
         """Whose process is it? The kernel knows, whatever the peer says."""
         super().connectionMade()
         transport = cast(Any, self.transport)
-        _pid, uid, _gid = _peer_credentials(transport.socket)
+        _pid, uid, _gid = peer_credentials(transport.socket)
         if uid not in self.hub.uids or len(self.hub.peers) >= self.hub.max_peers:
             self.refuse(f"uid {uid} may not connect" if uid not in self.hub.uids else "too many peers")
             return
@@ -285,9 +283,3 @@ class BusLink:
     def _services_changed(self, services: frozenset[str]) -> None:
         if self.wire is not None and self.wire.ready:
             self.wire.send(Serve(tuple(sorted(services))))
-
-
-def _peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
-    """(pid, uid, gid) of the other end, from the operating system (unix(7) `SO_PEERCRED`)."""
-    size = struct.calcsize("3i")
-    return cast(tuple[int, int, int], struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))

@@ -10,11 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Formatter
@@ -67,16 +64,6 @@ def kid_hash(kid: str | bytes) -> str:
     return blake3(plain).hexdigest()[:8]
 
 
-@contextmanager
-def correlated(*, corr_id: str, request_id: str | None = None, peer_addr: str | None = None) -> Iterator[None]:
-    """Within the block, and in the coroutines started in it, every event carries these; its own fields go first."""
-    mark = correlation.begin(corr_id, request_id=request_id, peer_addr=peer_addr)
-    try:
-        yield
-    finally:
-        correlation.end(mark)
-
-
 def redact(text: str) -> str:
     """`text` with credentials cut out, of bounded length, and fit for UTF-8 (file names may hold lone surrogates)."""
     # a value that the bound cuts in two is still cut out whole: both patterns take what has no end
@@ -90,7 +77,7 @@ def redact(text: str) -> str:
 
 
 def as_json_line(event: LogEvent, *, service: str) -> str:
-    """One event as one line: `ts`, `level`, `service`, `event`, what `correlated` says, and the event's own fields."""
+    """One event as one line: `ts`, `level`, `service`, `event`, what `correlation` knows, the event's own fields."""
     event = _without_secrets({**correlation.about(), **event})
     when = datetime.fromtimestamp(event.get("log_time", 0.0), tz=UTC)
     line: dict[str, Any] = {
@@ -198,8 +185,3 @@ def open_log_file(path: Path) -> LogFile:
     """A rotating log file, 0600 in a 0700 directory: 16 MiB a piece, five old ones kept."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return LogFile(path.name, str(path.parent), rotateLength=ROTATE_BYTES, maxRotatedFiles=5, defaultMode=0o600)
-
-
-def stderr_sink() -> TextIO:
-    """Where a supervised process logs: its standard error."""
-    return sys.stderr

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,10 +174,10 @@ class ClientTls(ReloadableTls):
     ) -> None:
         if (certificate is None) != (key is None):
             raise TlsError("a client certificate and its key go together", hint="name both, or neither")
-        if not expected_identity:
+        if not expected_identity or not expected_identity.isascii():
             raise TlsError("no identity to expect of the server", hint="ron://node/<name>, a DNS name or an IP address")
+        self.expected_identity = expected_identity
         self._alpn = alpn
-        self._expected = expected_identity
         self._is_name = not expected_identity.startswith(IDENTITY_PREFIX) and not is_ip_address(expected_identity)
         super().__init__(_Files(certificate, key, ca), now)
 
@@ -198,12 +198,12 @@ class ClientTls(ReloadableTls):
             return False
 
     def _is_expected(self, shown: x509.Certificate) -> bool:
-        if self._expected.startswith(IDENTITY_PREFIX):
-            expected = _identity(shown) == self._expected
+        if self.expected_identity.startswith(IDENTITY_PREFIX):
+            expected = _identity(shown) == self.expected_identity
         else:
             check = verify_certificate_hostname if self._is_name else verify_certificate_ip_address
             try:
-                check(shown, self._expected)
+                check(shown, self.expected_identity)
                 expected = True
             except (VerificationError, CertificateError):
                 expected = False
@@ -212,7 +212,7 @@ class ClientTls(ReloadableTls):
                 "the server is {shown}, not {expected}: refused",
                 event="tls_wrong_identity",
                 shown=_identity(shown) or shown.subject.rfc4514_string(),
-                expected=self._expected,
+                expected=self.expected_identity,
             )
         return expected
 
@@ -220,7 +220,7 @@ class ClientTls(ReloadableTls):
         """A connection with the context in use now (Twisted calls this)."""
         connection = SSL.Connection(self._context, None)
         if self._is_name:
-            connection.set_tlsext_host_name(self._expected.encode("ascii"))
+            connection.set_tlsext_host_name(self.expected_identity.encode("ascii"))
         return connection
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> ClientTls:
@@ -236,14 +236,6 @@ def peer_identity(transport: object) -> str | None:
         return None
     certificate = handle.get_peer_certificate(as_cryptography=True)
     return _identity(certificate) if certificate is not None else None
-
-
-def require_identity(transport: object, allowed: Container[str]) -> str:
-    """The peer's identity, one of `allowed` (whole URIs). Raises `RonError` NoCapability for everybody else."""
-    identity = peer_identity(transport)
-    if identity is None or identity not in allowed:
-        raise RonError(ErrorCode.NO_CAPABILITY, "this node is not on the list of those who may connect")
-    return identity
 
 
 def _bare_context() -> SSL.Context:

@@ -1,17 +1,56 @@
 """A Unix socket that others find by its path, and go on finding should somebody remove the file.
 
-In: a path, a factory. Out: a listener (0600 in a 0700 folder) that can be mended and that always ends well.
+In: a path, a factory. Out: a listener (0600 in a 0700 folder) that can be mended and that always ends well, and who is
+at the other end of a connection.
 """
 
 from __future__ import annotations
 
 import os
+import socket
+import struct
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 from ron.kernel.files import private_dir, socket_path
+
+_log = Logger(namespace="ron.unix")
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid) of the other end, from the operating system (unix(7) `SO_PEERCRED`)."""
+    size = struct.calcsize("3i")
+    return cast(tuple[int, int, int], struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))
+
+
+class _KnownPeer(ProtocolWrapper):
+    """Hangs up before a byte is read unless the other end is one of `factory.uids`."""
+
+    def makeConnection(self, transport: Any) -> None:
+        """The kernel knows whose process it is, whatever the peer says."""
+        pid, uid, _gid = peer_credentials(transport.socket)
+        if uid not in cast(PeerCheck, self.factory).uids:
+            _log.warn("uid {uid} may not connect", event="peer_refused", uid=uid, peer_pid=pid)
+            transport.abortConnection()
+            return
+        super().makeConnection(transport)
+
+
+class PeerCheck(WrappingFactory):
+    """`factory` for the users `uids` only: a second lock behind the socket's mode."""
+
+    noisy = False
+    protocol = _KnownPeer
+
+    def __init__(self, factory: IProtocolFactory, uids: Collection[int]) -> None:
+        super().__init__(factory)
+        self.uids = frozenset(uids)
 
 
 class UnixListener:

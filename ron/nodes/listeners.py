@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from ron.kernel.unixsock import UnixListener
+from ron.kernel.unixsock import PeerCheck, UnixListener
 from ron.proto.addresses import HostPort
 from ron.proto.errors import unavailable
 from ron.web.site import RonSite
@@ -58,7 +58,7 @@ class BoundSocket:
 
 class Listening:
     """A site that answers: on a descriptor that listens already, which others may go on accepting from when this ends;
-    or on a Unix socket of its own (0600 in a private folder)."""
+    or on a Unix socket of its own (0600 in a private folder), for our own user and root."""
 
     def __init__(self, reactor: Any, where: int | Path, site: RonSite, factory: IProtocolFactory | None = None) -> None:
         self.site = site
@@ -67,7 +67,8 @@ class Listening:
         self._mending = LoopingCall(self._mend)
         self._mending.clock = reactor
         if isinstance(where, Path):
-            self._unix = UnixListener(reactor, where, factory or site, backlog=BACKLOG)
+            known = PeerCheck(factory or site, {0, os.getuid()})
+            self._unix = UnixListener(reactor, where, known, backlog=BACKLOG)
             self._unix.listen()
             self._mending.start(MEND_S, now=False)
         else:

@@ -18,7 +18,14 @@ from ron.nodes.board import SERVICE, Steering
 from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
 from ron.nodes.listeners import BoundSocket, Listening
 from ron.nodes.parts import PARTS
-from ron.nodes.parts.oniond import onion_runtime
+from ron.nodes.parts.oniond import (
+    auditor,
+    control_site,
+    control_socket,
+    exposed,
+    hosted_federation,
+    onion_runtime,
+)
 from ron.nodes.parts.tornet import ONION_ROLE, NetworkService, network_handlers, private_network
 from ron.nodes.runtime import Runtime
 from ron.proto.addresses import parse_host_port
@@ -26,8 +33,6 @@ from ron.proto.errors import RonError
 from ron.services.configs import OniondConfig, loopback
 from ron.services.oniond.service import OnionStatus
 from ron.tor.binary import find_tor
-from ron.tor.onions import PortMap
-from ron.web import Call, Endpoint
 
 NAME = "ron-oniond"
 FACTS_FILE = "onions.json"
@@ -73,14 +78,13 @@ class OniondDaemon(Daemon):
         self._tls_socket = BoundSocket(parse_host_port(tls.bind), "admin.tls.bind") if tls is not None else None
         self._listening: list[Listening] = []
         self._supervisor = Supervisor(runtime.reactor, runtime.bus, runtime.health, runtime.metrics)
-        apps = {app.name: [PortMap(e.onion_port, e.local) for e in app.expose] for app in config.current.apps}
+        apps = {app.name: exposed(app.expose) for app in config.current.apps}
         self.network = private_network(runtime, config.current.onion.tor_binary, (ONION_ROLE, CLIENT_ROLE))
-        self.oniond = onion_runtime(runtime, apps)
-        listing = Endpoint(method="GET", path="/v1/onions", handler=self._onions, scope="onion:read")
-        self._site = runtime.site([listing, *runtime.admin_endpoints()])
-
-    def _onions(self, _call: Call) -> tuple[OnionStatus, ...]:
-        return self.oniond.status()
+        audit = auditor(runtime)
+        self.federation = hosted_federation(runtime, lambda app: self.oniond.onion(app), audit)
+        apps |= self.federation.apps() if self.federation is not None else {}
+        self.oniond = onion_runtime(runtime, config.current.onion, apps, audit)
+        self._sites = [control_site(runtime, self.oniond, federation=self.federation)]
 
     async def begin(self) -> None:
         """Health endpoints first, then network and onions, then facts and banner."""
@@ -88,10 +92,12 @@ class OniondDaemon(Daemon):
         runtime.write_admin_capability()
         runtime.bus.serve(SERVICE, Steering(runtime, self._supervisor).handlers())
         runtime.show_progress()
-        self._listening = [runtime.listen(self._socket.fileno(), self._site)]
+        where = control_socket(runtime, config.onion)
+        site = self._sites[0]
+        self._listening = [runtime.listen(self._socket.fileno(), site), runtime.listen(where, site)]
         if config.admin.tls is not None and self._tls_socket is not None:
-            where = self._tls_socket.fileno()
-            self._listening.append(runtime.listen_tls(where, self._site, "admin", config.admin.tls))
+            tls = self._tls_socket.fileno()
+            self._listening.append(runtime.listen_tls(tls, site, "admin", config.admin.tls))
         runtime.health.ok("listeners")
         network = self.network
         runtime.bus.serve("tornet", network_handlers(network))
@@ -100,6 +106,7 @@ class OniondDaemon(Daemon):
         oniond = ServiceUnit("oniond", self.oniond, ready=self.oniond.bring_up)
         self._supervisor.add(oniond, requires=("tornet",), essential=True, start_s=PARTS["oniond"].start_s)
         await self._supervisor.start()
+        self._federate()
         facts = OniondFacts(
             admin_url=f"http://{self._socket.address}",
             socks_port=network.socks_port(CLIENT_ROLE),
@@ -110,13 +117,22 @@ class OniondDaemon(Daemon):
         lines = "".join(f"\n    {o.app:<18} {o.onion}  ports {', '.join(map(str, o.ports))}" for o in facts.onions)
         runtime.say(f"\n  ron-oniond is up{lines}\n    SOCKS              127.0.0.1:{facts.socks_port}\n")
 
+    def _federate(self) -> None:
+        """Answer federated peers, where that is enabled."""
+        if self.federation is not None:
+            site = self.federation.site()
+            self._sites.append(site)
+            self._listening.append(self.runtime.listen(self.federation.where, site))
+            self.federation.start()
+
     async def end(self) -> None:
         """Listener, onions, network; in amnesia also what was in memory-backed files."""
         for listening in self._listening:
             await listening.stop_accepting()
         await self._supervisor.stop()
         if self._listening:
-            self.runtime.count_cut_off(await self._site.drain(self.runtime.drain_s))
+            for site in self._sites:
+                self.runtime.count_cut_off(await site.drain(self.runtime.drain_s))
         for socket in filter(None, (self._socket, self._tls_socket)):
             socket.close()
         leftovers = [FACTS_FILE, *([ADMIN_CAP] if self.runtime.amnesia else [])]

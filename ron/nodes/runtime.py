@@ -33,6 +33,7 @@ from ron.kernel.bus import Message, Subscription
 from ron.kernel.config import ConfigError
 from ron.kernel.files import DirectoryLock, private_dir
 from ron.kernel.logs import JsonLogObserver, open_log_file
+from ron.kernel.openspans import OpenSpans
 from ron.kernel.profiling import Profiler
 from ron.kernel.slo import Degradation
 from ron.kernel.threads import BoundedPool
@@ -51,6 +52,7 @@ from ron.web import Edge, Endpoint, make_site
 from ron.web.admin import AdminApi
 from ron.web.caps import cap_endpoints
 from ron.web.health import NodeView, health_endpoints
+from ron.web.pow import pow_endpoints
 from ron.web.profiling import profiling_endpoints
 from ron.web.site import BODY_LIMIT_BYTES, RonSite
 
@@ -119,9 +121,11 @@ class Runtime:
             amnesia=self.amnesia,
             metrics=self.metrics,
         )
-        self.bus.trace_with(self.tracing)
+        self.spans = OpenSpans(self.tracing)
+        self.bus.trace_with(self.spans)
         self.slo = Degradation(sections.slo, reactor, health=self.health, metrics=self.metrics)
         self.slo.observe(self._tell_slo)
+        self._pow = self._gate(sections.dos)
         self.edge = Edge(
             authority=self.authority,
             metrics=self.metrics,
@@ -129,7 +133,8 @@ class Runtime:
             limits=sections.limits,
             slo=self.slo,
             tracer=self.tracing if self.tracing.enabled else None,
-            pow=self._gate(sections.dos),
+            spans=self.spans,
+            pow=self._pow,
         )
         self.circuits = Circuits(reactor.seconds, metrics=self.metrics)
         self.anomalies = AnomalyWatch(self.metrics, reactor.seconds)
@@ -223,6 +228,7 @@ class Runtime:
             *AdminApi(self.bus, self.reactor, time.time).endpoints(),
             *cap_endpoints(self.authority, self.auth, replay, pool=pool),
             *profiling_endpoints(self.profiler, allowed),
+            *pow_endpoints(self._pow, replay, self.bus),
         ]
 
     def listen(self, where: int | Path, site: RonSite) -> Listening:

@@ -10,7 +10,6 @@ from ron.services.schemas import NodeConfig, OmnigateConfig, OniondConfig
 
 # key → the value that means what is built, and what happens instead of any other
 _KEYS: dict[str, tuple[object, str]] = {
-    "onion.federate_peers": ((), "federation is not built yet: no peer is contacted"),
     "mailbox.ack_deadline_ms": (None, "not built yet: a message comes again after visibility_timeout_ms"),
     "mailbox.dead_letter_dir": ("", "dead letters are not built yet: nothing is written there"),
     "mailbox.priority_levels": (3, "not built yet: there are three, low, normal and high"),
@@ -25,7 +24,6 @@ _KEYS: dict[str, tuple[object, str]] = {
     "edge.prefetch": ((), "fetching is not built yet: nothing is fetched ahead"),
     "edge.rate_limit_rps": (None, "fetching is not built yet: there is nothing to limit"),
     "edge.rate_limit_burst": (None, "fetching is not built yet: there is nothing to limit"),
-    "federation.allow": ((), "federation is not built yet: no peer is contacted"),
     "oniond.autoscale": (None, "not built yet: the number of backends does not follow the load"),
 }
 
@@ -37,8 +35,21 @@ def not_built(config: NodeConfig | OniondConfig | OmnigateConfig) -> tuple[tuple
         for key, (built, sentence) in _KEYS.items()
         if has_key(type(config), key) and value_at(config, key) != built
     ]
+    found += _idle_federation(config)
     if isinstance(config, OmnigateConfig):
         found.insert(0, ("oniond", "an Omnigate is not built yet: its config is checked, and no daemon runs it"))
     elif config.onion.amnesia and config.observability.otel_endpoint:
         found.append(("observability.otel_endpoint", "amnesia keeps its traces to itself: nothing is exported"))
     return tuple(found)
+
+
+def _idle_federation(config: NodeConfig | OniondConfig | OmnigateConfig) -> list[tuple[str, str]]:
+    """Peers that are named while federation is off."""
+    if config.federation.enabled:
+        return []
+    named = {"federation.allow": config.federation.allow, "federation.peer": config.federation.peer}
+    if not isinstance(config, OmnigateConfig):
+        named["onion.federate_peers"] = config.onion.federate_peers
+    return [
+        (key, "federation.enabled is false: no peer is let in or contacted") for key, peers in named.items() if peers
+    ]

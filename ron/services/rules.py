@@ -11,10 +11,11 @@ from pathlib import PurePosixPath
 
 from ron.kernel.config import ConfigError
 from ron.proto.addresses import HostPort, parse_host_port
+from ron.proto.errors import RonError
 from ron.services.edge.config import EdgeConfig
 from ron.services.gateway.config import Expose
 from ron.services.mailbox.config import MailboxConfig
-from ron.services.oniond.config import OnionConfig
+from ron.services.oniond.config import FEDERATION_APP, OnionConfig
 from ron.services.schemas import NodeConfig, OmnigateConfig, OniondConfig
 from ron.services.sections import (
     DosConfig,
@@ -32,16 +33,7 @@ MEMORY_FOLDERS = (PurePosixPath("/dev/shm"), PurePosixPath("/run/user"))  # noqa
 
 def check_node(config: NodeConfig) -> None:
     """Rules across keys. Raises `ConfigError`."""
-    check_addresses(
-        [
-            ("gateway.bind", config.gateway.bind),
-            ("mailbox.listen", config.mailbox.listen),
-            ("mailbox.ws_listen", config.mailbox.ws_listen),
-            ("api.grpc_addr", config.api.grpc_addr),
-        ]
-    )
-    check_expose(config.gateway.expose, "gateway.expose")
-    check_tls(config.gateway.tls, "gateway.tls")
+    check_front(config)
     if config.node.profile == "micronode" and config.gateway.workers > 1:
         raise ConfigError(
             "a micronode is one process", key="gateway.workers", hint='set it to 1, or node.profile = "macronode"'
@@ -50,6 +42,7 @@ def check_node(config: NodeConfig) -> None:
     if config.onion.amnesia:
         check_memory_only(config.mailbox, config.edge)
     check_trust(config.dos, config.federation, config.security)
+    check_federated_onion(config.federation, config.onion, [config.onion.app])
     if config.node.profile == "micronode" and not config.onion.embedded:
         raise ConfigError("a micronode embeds its onion runtime", key="onion.embedded", hint="set it to true")
 
@@ -65,24 +58,35 @@ def check_oniond(config: OniondConfig) -> None:
     check_tls(config.admin.tls, "admin.tls")
     check_dos(config.dos)
     check_onion(config.onion, config.log, config.profiling)
+    check_federation(config.federation)
+    check_federated_onion(config.federation, config.onion, names)
 
 
 def check_omnigate(config: OmnigateConfig) -> None:
     """Rules across keys. Raises `ConfigError`."""
-    check_addresses(
-        [
-            ("gateway.bind", config.gateway.bind),
-            ("mailbox.listen", config.mailbox.listen),
-            ("mailbox.ws_listen", config.mailbox.ws_listen),
-            ("api.grpc_addr", config.api.grpc_addr),
-            ("admin.bind", config.admin.bind),
-        ]
-    )
-    check_expose(config.gateway.expose, "gateway.expose")
-    check_tls(config.gateway.tls, "gateway.tls")
+    check_front(config, ("admin.bind", config.admin.bind))
     check_tls(config.admin.tls, "admin.tls")
     check_scale(config.oniond)
     check_trust(config.dos, config.federation, config.security)
+
+
+def check_front(config: NodeConfig | OmnigateConfig, *more: tuple[str, str]) -> None:
+    """What a node and an Omnigate offer alike: gateway, mailbox and control. more: (key, address) of other listeners.
+
+    Raises `ConfigError`.
+    """
+    gateway, mailbox = config.gateway, config.mailbox
+    check_addresses(
+        [
+            ("gateway.bind", gateway.bind),
+            ("mailbox.listen", mailbox.listen),
+            ("mailbox.ws_listen", mailbox.ws_listen),
+            ("api.grpc_addr", config.api.grpc_addr),
+            *more,
+        ]
+    )
+    check_expose(gateway.expose, "gateway.expose")
+    check_tls(gateway.tls, "gateway.tls")
 
 
 def loopback(text: str, key: str) -> HostPort:
@@ -142,13 +146,55 @@ def check_memory_only(mailbox: MailboxConfig, edge: EdgeConfig) -> None:
 
 def check_trust(dos: DosConfig, federation: FederationConfig, security: SecuritySection) -> None:
     """Protection that would not be there must not look as if it were. Raises `ConfigError`."""
-    if federation.enabled and not federation.zk_handshake:
-        raise ConfigError("federation needs it", key="federation.zk_handshake", hint="set it to true")
-    if federation.enabled:
-        raise ConfigError("federation is not built yet", key="federation.enabled", hint="set it to false")
+    check_federation(federation)
     if security.attestation:
         raise ConfigError("attestation is not built yet", key="security.attestation", hint="set it to false")
     check_dos(dos)
+
+
+def check_federation(federation: FederationConfig) -> None:
+    """Peers are onions, each with one way to it, and prove themselves. Raises `ConfigError`."""
+    if not federation.enabled:
+        return
+    if not federation.zk_handshake:
+        raise ConfigError("federation needs it", key="federation.zk_handshake", hint="set it to true")
+    _check_peers(federation.allow, "federation.allow[{}]")
+    _check_peers([peer.onion for peer in federation.peer], "federation.peer[{}].onion")
+    for index, peer in enumerate(federation.peer):
+        if not 0 < int(peer.socks.rpartition(":")[2]) < 65536:
+            raise ConfigError(f"{peer.socks} is no port", key=f"federation.peer[{index}].socks", hint="1 to 65535")
+
+
+def _check_peers(onions: Sequence[str], key: str) -> None:
+    # what only a node that federates needs is loaded by none other
+    from ron.services.oniond.federation.messages import check_onion
+
+    for index, onion in enumerate(onions):
+        try:
+            check_onion(onion)
+        except RonError as error:
+            raise ConfigError(f"{onion[:80]}: {error.message}", key=key.format(index), hint=error.hint) from None
+        if onion in onions[:index]:
+            raise ConfigError("is there twice", key=key.format(index), hint="remove one of them")
+
+
+def check_federated_onion(federation: FederationConfig, onion: OnionConfig, apps: Sequence[str]) -> None:
+    """Peers know a node by an address that stays, and no app has the name of that onion. Raises `ConfigError`."""
+    if not federation.enabled:
+        return
+    if onion.amnesia:
+        raise ConfigError(
+            "amnesia gives the node another onion at each start, and no peer could have it on its list",
+            key="federation.enabled",
+            hint="set it to false, or onion.amnesia to false",
+        )
+    if FEDERATION_APP in apps:
+        raise ConfigError(f"an app is called {FEDERATION_APP!r}", key="federation.enabled", hint="rename the app")
+    _check_peers(onion.federate_peers, "onion.federate_peers[{}]")
+    for index, peer in enumerate(onion.federate_peers):
+        if peer not in federation.allow:
+            hint = "add it to federation.allow"
+            raise ConfigError("this peer is not allowed", key=f"onion.federate_peers[{index}]", hint=hint)
 
 
 def check_dos(dos: DosConfig) -> None:

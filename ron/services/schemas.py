@@ -11,10 +11,11 @@ import msgspec
 
 from ron.kernel.limits_config import LimitsConfig
 from ron.kernel.slo_config import SloConfig
+from ron.proto.onions import AppName
 from ron.services.edge.config import EdgeConfig
 from ron.services.gateway.config import Expose, GatewayConfig
 from ron.services.mailbox.config import MailboxConfig
-from ron.services.oniond.config import AppName, OnionConfig
+from ron.services.oniond.config import OnionConfig
 from ron.services.sections import (
     AdminSection,
     ApiConfig,
@@ -72,6 +73,7 @@ class OniondConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     profiling: ProfilingConfig = ProfilingConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     dos: DosConfig = DosConfig()
+    federation: FederationConfig = FederationConfig()
     log: LogSection = LogSection()
 
 

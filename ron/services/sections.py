@@ -14,6 +14,7 @@ LIVE = {"reload": True}
 # a path may be relative to the home; no NUL, no line break
 PathText = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f]*\Z")]
 Peer = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x20]+\Z")]
+Region = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.:/-]{0,31}\Z")]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Bits = Annotated[int, Meta(ge=1, le=32)]
 
@@ -82,12 +83,26 @@ class DosConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     pow_difficulty: Bits = 12
 
 
+class FederationPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach one peer. socks: the SOCKS port, on loopback, of a client tor of the peer's network."""
+
+    onion: Peer
+    socks: Annotated[str, Meta(pattern=r"^127\.0\.0\.1:[0-9]{1,5}\Z")]
+
+
 class FederationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """enabled: peer with other nodes. zk_handshake: enforced when enabled. allow: the peers, by name or onion."""
+    """enabled: federate with other nodes, through an onion of its own. zk_handshake: federation needs it.
+
+    allow: the onions that may. min_holders: a peer's list of holder keys must have so many, to hide ours among them.
+    peer: those that are on another network than ours. regions: labels of ours that peers are told.
+    """
 
     enabled: bool = False
     zk_handshake: bool = True
-    allow: Annotated[tuple[Peer, ...], Meta(max_length=1024)] = ()
+    allow: Annotated[tuple[Peer, ...], Meta(max_length=1024, extra=LIVE)] = ()
+    min_holders: Annotated[int, Meta(ge=1, le=1024)] = 1
+    peer: Annotated[tuple[FederationPeer, ...], Meta(max_length=1024, extra=LIVE)] = ()
+    regions: Annotated[tuple[Region, ...], Meta(max_length=16, extra=LIVE)] = ()
 
 
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,7 @@
 """tor's own ways as a child process: its last words, and the one that an earlier run left behind.
 
-In: what tor logs; its data directory. Out: the complaint it ended with; no stale tor on our files.
+In: what tor logs; its data directory; its pid. Out: the complaint it ended with; no stale tor on our files; whether it
+is at work.
 """
 
 from __future__ import annotations
@@ -10,8 +11,17 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from ron.kernel.processes import Child
+
+# What every tor of ours warns of at its start. It ended of something else.
+USUAL = (
+    "You have used DirAuthority",
+    "TestingTorNetwork is set",
+    "V3AuthVotingInterval is",
+    "You are running Tor as root",
+)
 
 
 class TorProcess(Child):
@@ -20,9 +30,30 @@ class TorProcess(Child):
     def last_words(self) -> str | None:
         """tor's own complaint, when it made one."""
         for line in reversed(self.lines):
-            if ("[err]" in line or "[warn]" in line) and "running Tor as root" not in line:
-                return line.split("] ", 1)[-1]
+            words = line.split("] ", 1)[-1]
+            if ("[err]" in line or "[warn]" in line) and not words.startswith(USUAL):
+                return words
         return None
+
+
+class Effort(NamedTuple):
+    """What a process does at a moment. state: its letter in `ps`. ticks: of CPU time it has used so far."""
+
+    state: str
+    ticks: int
+
+    def works_since(self, before: Effort) -> bool:
+        """Is it running, or waiting for a CPU, or has it been meanwhile? A stopped or dead one does not."""
+        return self.state not in "TtZX" and (self.state in "RD" or self.ticks > before.ticks)
+
+
+def effort(pid: int | None) -> Effort:
+    """Of the process `pid` now (proc(5)); one that is not there is dead."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return Effort("X", 0)
+    return Effort(fields[0], int(fields[11]) + int(fields[12]))
 
 
 def reap_stale(data_directory: Path, torrc: Path) -> bool:

@@ -15,20 +15,16 @@ from pathlib import Path
 from ron.kernel.files import write_private
 from ron.proto.errors import unavailable
 from ron.tor.binary import TorBinary
+from ron.tor.process import USUAL
 
 ROLE_TEMPLATES: dict[str, Sequence[str]] = {
     "authority": ("common", "relay", "authority"),
     "relay": ("common", "relay"),
     "client": ("common", "client"),
+    "public": ("public",),
 }
 VERIFY_TIMEOUT_S = 20
 MAX_COMPLAINT_CHARS = 500
-_USUAL = (
-    "You have used DirAuthority",
-    "TestingTorNetwork is set",
-    "V3AuthVotingInterval is",
-    "You are running Tor as root",
-)
 
 
 def render(role: str, values: Mapping[str, object]) -> str:
@@ -69,7 +65,7 @@ def _check(tor: TorBinary, unchecked: Path, path: Path) -> None:
 def _complaint(log: str) -> str:
     """tor's warnings, without the ones that every network of our kind gets; the last of them sums up the others."""
     warnings = [line.split("] ", 1)[-1] for line in log.splitlines() if "[warn]" in line]
-    telling = [warning for warning in warnings if not warning.startswith(_USUAL)]
+    telling = [warning for warning in warnings if not warning.startswith(USUAL)]
     return "; ".join(telling)[:MAX_COMPLAINT_CHARS] or "no reason given"
 
 

@@ -21,7 +21,7 @@ from ron.kernel.aio import cancellable, within
 from ron.kernel.processes import spawn, stop
 from ron.kernel.restarts import Again, RestartPolicy
 from ron.tor.control import Bootstrap, ask, bootstrap, connect_control
-from ron.tor.process import TorProcess
+from ron.tor.process import TorProcess, effort
 
 POLL_S = 0.1
 # On our own network a tor is up in two or three seconds. One that hangs has had bad luck with its first circuits, and a
@@ -30,6 +30,9 @@ UP_TIMEOUT_S = 20.0
 # One that is frozen, or hung, is alive to the operating system, so it is asked.
 PROBE_S = 2.0
 PROBE_TIMEOUT_S = 5.0
+# One with a hundred onions on a busy machine may be silent for longer when a new consensus moves them all. Ended for
+# that, it would begin anew with all of them; so one that is at work is asked so many times.
+PATIENCE = 6
 _log = Logger(namespace="ron.tor")
 
 
@@ -152,12 +155,24 @@ class WatchedTor:
         try:
             while True:
                 await deferLater(self._reactor, PROBE_S)
-                await within(self._reactor, PROBE_TIMEOUT_S, ask(self._reactor, control, "version"))
+                await self._probe(control)
         except DeadlineError:
             self._why = "it did not answer on its control port"
         except (TorDisconnectError, ConnectionClosed):
             self._why = "it closed its control port"
         process.signal("KILL")
+
+    async def _probe(self, control: TorControlProtocol) -> None:
+        """Return when it has answered. Raises `DeadlineError` when it neither answers nor works, or not for long."""
+        for left in reversed(range(PATIENCE)):
+            before = effort(self.pid)
+            try:
+                await within(self._reactor, PROBE_TIMEOUT_S, ask(self._reactor, control, "version"))
+                return
+            except DeadlineError:
+                if not left or not effort(self.pid).works_since(before):
+                    raise
+                _log.warn("tor {tor} is too busy to answer", event="tor_busy", tor=self.name)
 
     async def _come_up(self) -> TorControlProtocol:
         self.control = control = await self._connected()

@@ -219,7 +219,7 @@ class BoundEndpoint:
             failed = status >= 500 and status != UNAVAILABLE
             edge.slo.count(failed=failed, elapsed_s=0.0 if self.spec.waits else elapsed_s)
         if turn.span is not None:
-            turn.span.end(status)
+            edge.traced(turn.span, status)
         if turn.capability is not None:
             edge.authority.charge_bytes(turn.capability, turn.moved_bytes + len(answer.body))
         send(answer, request, turn.corr_id)

@@ -23,6 +23,7 @@ from ron.auth import Authority
 from ron.kernel import Metrics
 from ron.kernel.limits import Concurrency, PeerTable, Refused
 from ron.kernel.limits_config import LimitsConfig
+from ron.kernel.openspans import OpenSpans
 from ron.kernel.slo import Degradation
 from ron.kernel.tracing import Span, Tracing
 from ron.proto.errors import ErrorCode, RonError, not_found
@@ -85,7 +86,7 @@ class Edge:
     """What all sites of a process share.
 
     limits: what every listener allows. peers, concurrency: made from them when not given. slo: what is left out under
-    trouble. tracer, pow: None means no spans and no proof of work.
+    trouble. tracer, pow: None means no spans and no proof of work. spans: where those who work on a call find its span.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Edge:
         concurrency: Concurrency | None = None,
         slo: Degradation | None = None,
         tracer: Tracing | None = None,
+        spans: OpenSpans | None = None,
         pow: Gate | None = None,
     ) -> None:
         self.authority = authority
@@ -109,6 +111,7 @@ class Edge:
         self.concurrency = concurrency or Concurrency(self.limits.concurrency)
         self.slo = slo
         self.tracer = tracer
+        self.spans = spans
         self.pow = pow
         self.traffic = Traffic(metrics)
         # labels() costs as much as the rest of a refusal's counting
@@ -133,7 +136,16 @@ class Edge:
         if self.tracer is None or not self.tracer.enabled:
             return None
         name = f"{spec.method} {spec.path}"
-        return self.tracer.start_from(name, corr_id, request.header("traceparent"), {"route": spec.path})
+        span = self.tracer.start_from(name, corr_id, request.header("traceparent"), {"route": spec.path})
+        if span is not None and self.spans is not None:
+            self.spans.opened(span)
+        return span
+
+    def traced(self, span: Span, status: int) -> None:
+        """The call of `span` was answered."""
+        if self.spans is not None:
+            self.spans.closed(span)
+        span.end(status)
 
     def count_refusal(self, error: RonError) -> None:
         """Count an answer that was refused before work."""

@@ -16,6 +16,7 @@ from fuzz.__main__ import CORPUS, DEFAULT, ROOT
 from fuzz.targets import TARGETS, Finding
 from ron.auth.pow import wire
 from ron.kernel.ipc import decode_frame
+from ron.oap.frames import Decoder
 
 SECONDS = 7
 
@@ -46,6 +47,8 @@ class Corpus(SynchronousTestCase):
         self.assertTrue(wire.is_solved(good, challenge.difficulty))
         for file in (CORPUS / "bus").glob("frame-*"):
             decode_frame(file.read_bytes()[1:])
+        for name in ("whole", "chunks", "event", "comp"):
+            self.assertTrue(list(Decoder().feed((CORPUS / "oap" / f"frame-{name}").read_bytes()[2:])), name)
 
     def test_a_target_fails_when_something_is_accepted(self) -> None:
         self.assertRaises(Finding, TARGETS["alarm"](), b"!")

@@ -15,15 +15,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
-from ron.kernel import logs
+from ron.kernel import correlation, logs
 from ron.kernel.logs import (
     RING_EVENTS,
     JsonLogObserver,
-    correlated,
     kid_hash,
     open_log_file,
     redact,
-    stderr_sink,
 )
 from ron.proto.errors import RonError
 
@@ -354,12 +352,13 @@ class Correlation(Recorder):
         line = self.last()
         self.assertEqual((line["corr_id"], line["request_id"], line["peer_addr"]), (self.CORR, "r-1", "127.0.0.1:5"))
 
-    def test_a_block(self) -> None:
-        with correlated(corr_id=self.CORR, peer_addr="::1"):
-            self.log.info("inside")
-            inside = self.last()
-            self.log.info("own", corr_id="other")
-            own = self.last()
+    def test_what_is_known_of_the_request(self) -> None:
+        mark = correlation.begin(self.CORR, request_id=None, peer_addr="::1")
+        self.log.info("inside")
+        inside = self.last()
+        self.log.info("own", corr_id="other")
+        own = self.last()
+        correlation.end(mark)
         self.log.info("outside")
         self.assertEqual((inside["corr_id"], inside["peer_addr"]), (self.CORR, "::1"))
         self.assertNotIn("request_id", inside)
@@ -374,8 +373,9 @@ class Correlation(Recorder):
             self.log.info("done")
 
         for number, gate in enumerate(gates):
-            with correlated(corr_id=str(number)):
-                Deferred.fromCoroutine(work(gate))
+            mark = correlation.begin(str(number))
+            Deferred.fromCoroutine(work(gate))
+            correlation.end(mark)
         seen = []
         for gate in reversed(gates):
             gate.callback(None)
@@ -460,8 +460,3 @@ class Sinks(SynchronousTestCase):
         files = sorted(folder.iterdir())
         self.assertEqual([f.name for f in files], ["node.jsonl", *(f"node.jsonl.{n}" for n in range(1, 6))])
         self.assertEqual({stat.S_IMODE(f.stat().st_mode) for f in files}, {0o600})
-
-    def test_standard_error(self) -> None:
-        import sys
-
-        self.assertIs(stderr_sink(), sys.stderr)

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import msgspec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from prometheus_client import Histogram
+from prometheus_client import Enum, Gauge, Histogram, Info, Summary, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -100,6 +100,46 @@ class Golden(SynchronousTestCase):
 
     def test_the_content_type_is_prometheus_text(self) -> None:
         self.assertEqual(Metrics.content_type, "text/plain; version=0.0.4; charset=utf-8")
+
+
+class AsTheLibraryWrites(SynchronousTestCase):
+    """Our text is the client library's, byte by byte, whatever stands in it."""
+
+    def compare(self, metrics: Metrics) -> None:
+        ours, theirs = metrics.render(), generate_latest(metrics.registry)
+        # what is of the process itself changes while it is looked at
+        self.assertEqual(self.steady(ours), self.steady(theirs))
+        merged = render_merged({"one": metrics.export()})
+        self.assertEqual(sorted(self.steady(merged)), sorted(self.steady(theirs)))
+
+    def steady(self, text: bytes) -> list[bytes]:
+        return [line for line in text.split(b"\n") if not line.startswith((b"process_", b"python_"))]
+
+    @given(st.lists(st.tuples(st.text(), st.text(), st.floats()), max_size=5))
+    @example([('"', "\\n", 0.0), ("\n\r\x0b\x0c\x1c\u2028", "{},=", -0.0), ("a", "\x00", 1e21), ("b", "ä", math.inf)])
+    def test_any_labels_and_numbers(self, samples: list[tuple[str, str, float]]) -> None:
+        metrics = Metrics()
+        gauge = Gauge("thing", 'a "help"\\ of\nlines', ["z", "a"], registry=metrics.registry)
+        for first, second, value in samples:
+            gauge.labels(first, second).set(value)
+            metrics.request_latency.labels(first, second).observe(value)
+        self.compare(metrics)
+
+    def test_every_type(self) -> None:
+        metrics = Metrics()
+        Info("build", "x", registry=metrics.registry).info({"version": "1"})
+        Enum("state", "x", states=["up", "down"], registry=metrics.registry).state("up")
+        Summary("size", "x", registry=metrics.registry).observe(3)
+        metrics.http_requests.labels("/", "GET", "200").inc()
+        self.compare(metrics)
+
+    def test_labels_in_another_order_are_the_same(self) -> None:
+        one, other = ({"a": "1", "b": "2"}, {"b": "2", "a": "1"})
+        families = [
+            Family(name="t", type="counter", help="", samples=(Sample("t_total", x, 1.0),)) for x in (one, other)
+        ]
+        read = read_text(render_merged({"one": families[:1], "other": families[1:]}))
+        self.assertEqual(read, {("t_total", (("a", "1"), ("b", "2"))): 2.0})
 
 
 class Followed(SynchronousTestCase):

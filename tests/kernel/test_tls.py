@@ -37,45 +37,15 @@ from twisted.web.server import Site
 from ron.crypto import x509
 from ron.kernel import HealthState, Metrics
 from ron.kernel import tls as room
-from ron.kernel.tls import ClientTls, ServerTls, peer_identity, require_identity
+from ron.kernel.tls import ClientTls, ServerTls, peer_identity
 from ron.kernel.tls_listen import listen_tls, wrap_tls
 from ron.kernel.tls_watch import CertificateWatch
 from ron.proto.addresses import HostPort
-from ron.proto.errors import ErrorCode, RonError
+from ron.proto.errors import RonError
+from tests.kernel.certificates import CA, OTHER_CA, Folder, put
 
 DAY = timedelta(days=1)
-CA = x509.init_ca("test CA")
-OTHER_CA = x509.init_ca("test CA")
 PATIENCE_S = 5.0
-
-
-def put(path: Path, content: bytes, mode: int = 0o600) -> Path:
-    """As every careful tool does it: the new file beside the old one, then renamed."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(content)
-    temporary.chmod(mode)
-    temporary.replace(path)
-    return path
-
-
-class Folder:
-    """A CA's files and its nodes'."""
-
-    def __init__(self, path: Path) -> None:
-        path.mkdir()
-        self.path = path
-        self.ca = put(path / "ca.pem", x509.certificate_pem(CA.certificate))
-        self.other_ca = put(path / "other-ca.pem", x509.certificate_pem(OTHER_CA.certificate))
-
-    def node(self, name: str, ca: x509.Keyed = CA, *, file: str | None = None, **options: Any) -> tuple[Path, Path]:
-        """Paths of a new certificate and key for `name`."""
-        options = {"dns": ["localhost"], "addresses": ["127.0.0.1"], **options}
-        issued = x509.issue(ca, name, **options)
-        stem = file or name
-        return (
-            put(self.path / f"{stem}.pem", x509.certificate_pem(issued.certificate)),
-            put(self.path / f"{stem}.key", x509.key_pem(issued.key)),
-        )
 
 
 def serial(path: Path) -> int:
@@ -685,7 +655,10 @@ class BadFiles(SynchronousTestCase):
 
     def test_half_a_client(self) -> None:
         self.assertRaises(RonError, ClientTls, self.folder.ca, self.certificate, None, "ron://node/a")
-        self.assertRaises(RonError, ClientTls, self.folder.ca, None, None, "")
+
+    def test_a_name_nobody_can_have(self) -> None:
+        for name in ("", "älpha.internal"):
+            self.assertRaises(RonError, ClientTls, self.folder.ca, None, None, name)
 
     @settings(max_examples=200, deadline=None)
     @given(st.binary(max_size=400), st.sampled_from(["certificate", "key", "ca"]))
@@ -736,5 +709,3 @@ class Identity(SynchronousTestCase):
     def test_other_transports(self) -> None:
         for transport in (StringTransport(), object(), None):
             self.assertIsNone(peer_identity(transport))
-            error = self.assertRaises(RonError, require_identity, transport, {"ron://node/a"})
-            self.assertEqual(error.code, ErrorCode.NO_CAPABILITY)

@@ -12,8 +12,6 @@ import os
 import subprocess
 import tempfile
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,10 +20,10 @@ from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.live.load import PAYLOAD_B64
 from tests.live.support import BIN, MACRONODE, NO_TOR, ROOT, Daemon, Reply, build_pack, http, new_node, until
 
 OPERATIONS = ROOT / "docs" / "operations.rst"
-PAYLOAD_B64 = "aGk="
 # A burn and its end within seconds; at other times a machine that is busy with tests is no incident.
 LATENCY = "latency_ms = 10000"
 SLO = f"[slo]\nshort_window_s = 2\nlong_window_s = 2\nhold_s = 2\n{LATENCY}\n"
@@ -169,39 +167,6 @@ def call_from(address: str, url: str) -> Reply:
         connection.request("GET", parts.path)
         answer = connection.getresponse()
         return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-
-
-class Senders:
-    """`count` threads that send to `topic` without a pause while it is entered. Pause after a refusal: 50 ms."""
-
-    def __init__(self, face: Face, topic: str, count: int) -> None:
-        self.face = face
-        self.topic = topic
-        self.acknowledged: set[str] = set()
-        self.refused: list[Reply] = []
-        self.statuses: Counter[int] = Counter()
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
-
-    def __enter__(self) -> Senders:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def _work(self) -> None:
-        while not self._over.is_set():
-            reply = self.face.send(self.topic)
-            self.statuses[reply.status] += 1
-            if reply.status == 200:
-                self.acknowledged.add(reply.json()["msg_id"])
-            else:
-                self.refused.append(reply)
-                time.sleep(0.05)
 
 
 class Collector:

@@ -17,13 +17,13 @@ from typing import Any
 
 from ron.kernel.processes import MAX_MISSES, PROBE_S
 from ron.nodes.macronode import PROBE_DEADLINE_S
+from tests.live.load import Load
 from tests.live.runbooks import (
     COLLECTOR,
     LATENCY,
     Face,
     Operator,
     Rehearsal,
-    Senders,
     call_from,
     changed_config,
     micronode,
@@ -59,12 +59,15 @@ class OverloadTests(Rehearsal):
                 self.assertEqual(call_from("127.0.0.2", self.face.gateway + path).status, 200, path)
 
     def everybody_asks_too_much(self) -> None:
-        with self.face.with_config("[limits]\nconcurrency = 1\n"), Senders(self.face, "t/many", 8) as senders:
-            until(lambda: senders.statuses[503] and senders.statuses[200], 10, "some being refused and some not")
+        with (
+            self.face.with_config("[limits]\nconcurrency = 1\n"),
+            Load(self.face, "t/many", senders=8, readers=0) as load,
+        ):
+            until(lambda: load.statuses[503] and load.statuses[200], 10, "some being refused and some not")
             for _ in range(20):
                 self.assertEqual(http("GET", f"{self.face.mailbox}/healthz").status, 200)
                 self.assertEqual(http("GET", f"{self.face.gateway}/readyz").status, 200)
-        self.says_when(senders.refused[0], 503)
+        self.says_when(load.refused[0], 503)
         self.assertGreater(self.face.metric("rejected_total", '"concurrency"'), 0)
         self.assertEqual(self.face.send("t/many").status, 200)
 
@@ -73,7 +76,7 @@ class OverloadTests(Rehearsal):
         kept = self.face.send("t/kept").json()["msg_id"]
         spans = COLLECTOR.calls
         strict = self.node.config.read_text().replace(LATENCY, "latency_ms = 1")
-        with changed_config(self.face, strict), Senders(self.face, "t/burn", 8):
+        with changed_config(self.face, strict), Load(self.face, "t/burn", senders=8, readers=0):
             until(lambda: "slo" in self.face.ready()["degraded"], 20, "slo being degraded")
             self.says_when(until(self.a_shed_write, 5, "a message being refused"), 503)
             self.assertEqual(self.face.tile(), 200)
@@ -104,7 +107,7 @@ class OverloadTests(Rehearsal):
 
     def test_a_slow_node(self) -> None:
         operator = Operator(self.node, "A slow node")
-        with Senders(self.face, "t/slow", 2):
+        with Load(self.face, "t/slow", senders=2, readers=0):
             operator.does("profile")
         self.assertEqual(operator.left, [])
         graph = (operator.folder / "slow.svg").read_text()

@@ -17,7 +17,8 @@ from typing import Any
 
 from ron.kernel.processes import MAX_MISSES, PROBE_S
 from ron.nodes.macronode import PROBE_DEADLINE_S
-from tests.live.runbooks import Operator, Rehearsal, Senders, call_from, macronode, taken
+from tests.live.load import Load
+from tests.live.runbooks import Operator, Rehearsal, call_from, macronode, taken
 from tests.live.support import Reply, alive, http, until
 
 SILENT_S = MAX_MISSES * (PROBE_S + PROBE_DEADLINE_S)
@@ -75,23 +76,23 @@ class DiskFullTests(Rehearsal):
     def test_disk_full(self) -> None:
         operator = Operator(self.node, "Disk full")
         operator.does("df -h")
-        with Senders(self.face, "t/disk", 4) as senders:
-            until(lambda: len(senders.acknowledged) >= 50, 20, "messages being taken")
+        with Load(self.face, "t/disk", senders=4, readers=0) as load:
+            until(lambda: len(load.sent) >= 50, 20, "messages being taken")
             with self.no_room():
-                until(lambda: senders.statuses[503], 5, "sending being refused")
+                until(lambda: load.statuses[503], 5, "sending being refused")
                 self.the_rest_goes_on()
                 operator.does("du -sh")
                 operator.does("rm -f")
             until(lambda: "mailbox.store" not in self.face.ready()["missing"], 5, "the store taking writes again")
-        self.assertEqual(set(senders.statuses), {200, 503})
-        for reply in senders.refused:
+        self.assertEqual(set(load.statuses), {200, 503})
+        for reply in load.refused:
             self.says_when(reply, 503)
         self.is_well(15)
         self.assertEqual(self.face.send("t/disk-key", key="disk-full").json()["msg_id"], self.repeated)
         operator.does("mailbox send")
         self.assertEqual(operator.does("mailbox recv"), "probe\n")
         self.assertEqual(operator.left, [])
-        self.nothing_is_lost(senders.acknowledged)
+        self.nothing_is_lost(load.sent)
 
     @contextlib.contextmanager
     def no_room(self) -> Iterator[None]:

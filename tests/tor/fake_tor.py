@@ -43,7 +43,7 @@ class FakeTor(TestCase):
         self.answers: dict[str, list[str]] = {
             "GETINFO signal/names": ["250-signal/names=RELOAD", "250 OK"],
             "GETINFO version": ["250-version=0.4.9.11", "250 OK"],
-            "GETINFO events/names": ["250-events/names=HS_DESC", "250 OK"],
+            "GETINFO events/names": ["250-events/names=HS_DESC CIRC CIRC_MINOR CIRC_BW", "250 OK"],
             "GETINFO status/bootstrap-phase": [f"250-status/bootstrap-phase={DONE}", "250 OK"],
             "ADD_ONION": [f"250-ServiceID={SERVICE_ID}", "250 OK"],
             "GETINFO onions/detached": ["551 No onion services owned by this connection"],
@@ -59,6 +59,10 @@ class FakeTor(TestCase):
         self.addCleanup(self._hang_up)
         self.addCleanup(listening.stopListening)
         return int(listening.getHost().port)
+
+    def answer(self, controller: Controller, verb: str, rest: str) -> bool:
+        """For subclasses: True when the command was answered."""
+        return False
 
     def tell(self, event: str) -> None:
         """Send an asynchronous event to every controller."""
@@ -112,6 +116,8 @@ class Controller(LineReceiver):
             self.say("250 OK" if self._authenticated else "515 Authentication failed")
         elif not self._authenticated:
             self.say("514 Authentication required.")
+        elif self._tor.answer(self, verb, rest):
+            pass
         elif verb == "ADD_ONION":
             for event in self._tor.events_before:
                 self._tor.tell(event)

@@ -17,16 +17,13 @@ from ron.kernel import HealthState, Metrics
 from ron.kernel.files import DirectoryLock
 from ron.proto.errors import ErrorCode, RonError
 from ron.tor.binary import TorBinary
+from ron.tor.fleet import FACTS_FILE, NetworkFacts, _forget_state
 from ron.tor.privnet import (
     AUTHORITIES,
     BOUNDARY_AHEAD_S,
-    FACTS_FILE,
     FIRST_INTERVAL_S,
     INFRASTRUCTURE,
-    NetworkFacts,
     PrivateNetwork,
-    _forget_state,
-    _role,
     voting_offset_s,
 )
 
@@ -105,17 +102,15 @@ class Forgetting(SynchronousTestCase):
         self.assertFalse((self.folder / "link").exists())
 
 
-class Roles(SynchronousTestCase):
+class Facts(TestCase):
+    """A network that has not been started."""
+
     def test_three_authorities_two_relays_and_everyone_else_a_client(self) -> None:
         self.assertEqual(
-            [_role(name) for name in (*INFRASTRUCTURE, "onion", "device-a", "auth4")],
+            [self.network.role(name) for name in (*INFRASTRUCTURE, "onion", "device-a", "auth4")],
             ["authority"] * 3 + ["relay"] * 2 + ["client"] * 3,
         )
         self.assertEqual(len(AUTHORITIES), 3)
-
-
-class Facts(TestCase):
-    """A network that has not been started."""
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()

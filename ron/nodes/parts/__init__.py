@@ -101,6 +101,10 @@ class Part:
         """What it answers, by the name of the listener."""
         return {}
 
+    def where(self, listener: str) -> int | Path:
+        """What it accepts from for `listener`."""
+        return self.host.sockets[listener]
+
     def tls(self, _listener: str) -> TlsConfig | None:
         """The certificate files of the listener that speaks TLS beside `_listener`, if there is one."""
         return None
@@ -135,7 +139,7 @@ class PartUnit(ServiceUnit):
         await super().start(crashed)
         host = self._part.host
         for listener, site in self._sites.items():
-            self._listening.append(host.runtime.listen(host.sockets[listener], site))
+            self._listening.append(host.runtime.listen(self._part.where(listener), site))
             tls = self._part.tls(listener)
             if tls is not None:
                 where = host.sockets[listener + TLS_SUFFIX]

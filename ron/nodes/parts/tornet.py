@@ -15,11 +15,14 @@ from ron.nodes.parts import Host, Part
 from ron.nodes.runtime import Runtime
 from ron.proto.errors import not_found
 from ron.tor.binary import find_tor
-from ron.tor.privnet import PrivateNetwork, Stage
+from ron.tor.fleet import Stage
+from ron.tor.privnet import PrivateNetwork
 from ron.tor.watchdog import WatchedTor
 
 # Whose tor hosts the onions, and those of the two devices of the page's ping.
 ONION_ROLE = "onion"
+# A tor of its own for one onion is up in a few seconds; a slow machine is not to be told that it failed.
+ADD_S = 60.0
 DEVICES = ("device-a", "device-b")
 
 
@@ -85,13 +88,19 @@ class TornetPart(Part):
 
 
 def network_handlers(network: PrivateNetwork) -> Handlers:
-    """tor, pids: as they stand. socks, control: ports of a client role. release, restart: one tor."""
+    """tor, pids: as they stand. socks, control: ports of a client. release, restart: one tor. add, remove: a client."""
 
     def socks(command: Command) -> int:
         try:
             return network.socks_port(_text(command))
         except KeyError:
             raise not_found("there is no such client role") from None
+
+    async def add(command: Command) -> None:
+        await network.add_client(_text(command))
+
+    async def remove(command: Command) -> None:
+        await network.remove_client(_text(command))
 
     return {
         "tor": lambda _command: network.facts(),
@@ -100,6 +109,8 @@ def network_handlers(network: PrivateNetwork) -> Handlers:
         "control": lambda command: network.control_port(_text(command)),
         "release": lambda command: network.release(_text(command)),
         "restart": lambda command: network.restart(_text(command)),
+        "add": add,
+        "remove": remove,
     }
 
 
@@ -116,6 +127,18 @@ class BusTorHost:
     async def restart(self, name: str) -> None:
         """Start it anew."""
         await self._bus.call("tornet", "restart", name)
+
+    async def socks_port(self, name: str) -> int:
+        """Where `name` takes SOCKS. Raises NotFound."""
+        return await self._bus.call("tornet", "socks", name, answer=int)
+
+    async def add(self, name: str) -> None:
+        """Have a tor `name`; returns when it is up."""
+        await self._bus.call("tornet", "add", name, deadline_s=ADD_S)
+
+    async def remove(self, name: str) -> None:
+        """End it."""
+        await self._bus.call("tornet", "remove", name, deadline_s=ADD_S)
 
 
 def _text(command: Command) -> str:

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-AppName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}\\Z")]
+from ron.proto.onions import AppName, Isolation
+
+# The app whose onion peers federate with.
+FEDERATION_APP = "federation"
 OnionPeer = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x20]+\Z")]
 
 
@@ -16,7 +19,11 @@ class OnionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     backend: `binary-tor` is the only one yet. embedded: run the runtime inside this process. amnesia: keys only in
     memory, network state in a memory-backed folder that is wiped at exit. app: whose onion the node's own ports are
     exposed on.
-    tor_binary: a program name or path; 0.4.8 or newer. federate_peers: onions of other nodes to peer with.
+    tor_binary: a program name or path; 0.4.8 or newer. federate_peers: onions to federate with at
+    all times; others wait until somebody asks (`[federation]`).
+    control: the Unix socket of the control API; left out, `run/oniond.sock` in the home.
+    isolation: `shared` puts all onions on one tor, circuits apart; `process` gives each a tor of its own, unless its
+    maker says otherwise. max_onions, max_per_app: so many that programs ask for; those of the config do not count.
     """
 
     backend: Literal["binary-tor"] = "binary-tor"
@@ -24,4 +31,8 @@ class OnionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     amnesia: bool = False
     app: AppName = "hello-map"
     tor_binary: str = "tor"
+    isolation: Isolation = "shared"
+    max_onions: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 1000
+    control: Annotated[str, msgspec.Meta(max_length=90, pattern=r"^[A-Za-z0-9_./-]*\Z")] = ""
+    max_per_app: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 64
     federate_peers: Annotated[tuple[OnionPeer, ...], msgspec.Meta(max_length=1024)] = ()

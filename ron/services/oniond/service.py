@@ -1,40 +1,68 @@
-"""Life of the onion runtime: publishes each app's onion on the `onion` tor, and again when that tor comes back.
+"""Life of the onion runtime: every app's onions kept on their tors, from the act that makes them to the last visitor.
 
-In: apps and ports. Out: addresses; readiness keys `onion.<app>`. The tor is somebody else's: when this process is
-killed the onions go on, and the next one finds them and leaves them as they are.
+In: acts (create, bind, rotate, drain, delete, clients, export); the onions that the config names. Out: `OnionView`s;
+readiness keys `onion.<app>` for the config's own and `onions` for all others together. The tors are somebody else's:
+when this process is killed the onions go on, and the next one finds them and leaves them as they are.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeadlineError
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from txtorcon import TorControlProtocol
 
 from ron.kernel import HealthState
-from ron.kernel.aio import occurred, within
-from ron.proto.errors import RonError
-from ron.services.oniond.store import OnionStore
-from ron.tor.attached import AttachedTor, TorHost
+from ron.kernel.aio import within
+from ron.proto.clock import rfc3339
+from ron.proto.onions import (
+    AddClientRequest,
+    BindRequest,
+    CreateRequest,
+    DeleteRequest,
+    DrainRequest,
+    ExportAnswer,
+    ExportRequest,
+    OnionView,
+    Port,
+    Previous,
+    RemoveClientRequest,
+    RotateRequest,
+)
+from ron.services.oniond import model
+from ron.services.oniond.audit import Value
+from ron.services.oniond.config import OnionConfig
+from ron.services.oniond.hosting import Hosting, Tors
+from ron.services.oniond.model import Onion
+from ron.services.oniond.registry import Asked, Registry, asked, unknown
+from ron.services.oniond.roles import role_of
+from ron.services.oniond.store import DATABASE, OnionStore, legacy_key
+from ron.services.oniond.telemetry import Telemetry
+from ron.tor.fleet import Stage
 from ron.tor.onionkeys import new_key
-from ron.tor.onions import OnionSpec, PortMap, TorOnions
-from ron.tor.privnet import Stage
 
-# The client tor that hosts every app's onion in this slice.
-HOST_ROLE = "onion"
-# A first publication that fails is tried again with a fresh tor; this bounds all of it.
-PUBLISH_TIMEOUT_S = 120.0
-WITHDRAW_TIMEOUT_S = 5.0
+# Every onion of the config is published within this time, or the start has failed.
+BRING_UP_S = 120.0
+TICK_S = 1.0
+FORGET_EVERY = 600
+LOOK_AGAIN_EVERY = 15
+# A visitor who has moved nothing for so long does not hold up a drain: clients keep idle circuits for many minutes.
+QUIET_S = 10.0
+HEALTH_KEY = "onions"
+_NOBODYS = "0" * 36
 _log = Logger(namespace="ron.oniond")
 
 
 class OnionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One app's onion as status shows it. bringup_ms: ADD_ONION to the first confirmed descriptor upload; None for one
-    that was found published."""
+    """One of the config's onions as the node's status shows it. bringup_ms: None for one that was found published."""
 
     app: str
     onion: str | None
@@ -43,138 +71,339 @@ class OnionStatus(msgspec.Struct, frozen=True, kw_only=True):
     bringup_ms: float | None = None
 
 
+class Audit(Protocol):
+    """Where what must not go unnoticed is written."""
+
+    async def record(self, event: str, /, **fields: Value) -> None:
+        """Return when it is written. Raises `RonError`: then it must not happen."""
+        ...
+
+
 class OniondService(Service):
-    """One onion per app on the tor that `tors` calls `onion`."""
+    """The onions of this host.
+
+    directory: where the store is, None for memory only. audit: told before a key leaves. now: Unix seconds.
+    """
 
     def __init__(
         self,
         reactor: Any,
+        config: OnionConfig,
         *,
-        tors: TorHost,
-        store: OnionStore,
+        directory: Path | None,
+        tors: Tors,
         health: HealthState,
+        audit: Audit,
+        telemetry: Telemetry,
         progress: Callable[[Stage], None] = lambda stage: None,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        self.telemetry = telemetry
         self._reactor = reactor
-        self._store = store
+        self._config = config
+        self._directory = directory
+        self._tors = tors
         self._health = health
+        self._audit = audit
         self._progress = progress
-        self._apps: dict[str, tuple[PortMap, ...]] = {}
-        self._addresses: dict[str, str] = {}
-        self._bringup_ms: dict[str, float] = {}
-        self._first_round: Deferred[None] = Deferred()
-        self._onions: TorOnions | None = None
-        self._tor = AttachedTor(reactor, name=HOST_ROLE, host=tors, on_up=self._tor_up, on_down=self._tor_down)
+        self._now = now
+        self._apps: dict[str, tuple[Port, ...]] = {}
+        self._ids: dict[str, str] = {}
+        self._ticks = 0
+        self._tick = LoopingCall(self._look_after)
+        self._tick.clock = reactor
+        self._loading: Deferred[None] = Deferred()
+        self._make()
 
-    def startService(self) -> None:
-        """Look for the tor."""
-        super().startService()
-        self._first_round = Deferred()
-        self._tor.start()
+    # Life
 
-    async def bring_up(self) -> None:
-        """Return when every app added so far is published. Raises `TimeoutError` after two minutes."""
-        if self._apps:
-            await within(self._reactor, PUBLISH_TIMEOUT_S, occurred(self._first_round))
-
-    async def _take_down(self) -> None:
-        onions, self._onions = self._onions, None
-        if onions is not None:
-            try:
-                await within(self._reactor, WITHDRAW_TIMEOUT_S, self._withdraw_all(onions))
-            except Exception as error:  # noqa: BLE001 - tor may be gone already, and takes them along
-                _log.warn("the onions were not taken down: {error}", event="onion_left", error=str(error))
-        self._tor.stop()
-
-    def stopService(self) -> Deferred[None]:
-        """Take the onions down, and let go of the tor."""
-        super().stopService()
-        return Deferred.fromCoroutine(self._take_down())
-
-    def add_app(self, app: str, ports: Sequence[PortMap]) -> None:
-        """Expose `ports` on an onion of `app`'s own, from the next bring-up on."""
+    def add_app(self, app: str, ports: Sequence[Port]) -> None:
+        """The config's own onion of `app`, from the next start on."""
         self._apps[app] = tuple(ports)
         self._health.missing(f"onion.{app}", "its descriptor is not published yet")
 
+    def startService(self) -> None:
+        """Read what there is, and look for the tors."""
+        super().startService()
+        self._make()
+        self._loading = Deferred.fromCoroutine(self._load())
+        # whoever waits for it gets the failure too
+        self._loading.addErrback(self._not_loaded)
+
+    async def bring_up(self) -> None:
+        """Return when the config's onions can be found. Raises `RonError`, or `TimeoutError` after two minutes."""
+        await self._loading
+        for number, (app, onion_id) in enumerate(self._ids.items()):
+            onion = self.find(onion_id)
+            self._progress(Stage("onion", number, len(self._ids), f"publishing the descriptor of {app}"))
+            await within(self._reactor, BRING_UP_S, self._hosting.ready(onion))
+            self._progress(Stage("onion", number + 1, len(self._ids), onion.address))
+
+    def stopService(self) -> Deferred[None]:
+        """Take the onions down, let go of the tors, close the store."""
+        super().stopService()
+        self._loading.cancel()
+        self._ids.clear()
+        return Deferred.fromCoroutine(self._end())
+
+    async def _end(self) -> None:
+        if self._tick.running:
+            self._tick.stop()
+        await self._hosting.stop()
+        await self._store.stop()
+
+    def _make(self) -> None:
+        path = self._directory / DATABASE if self._directory else None
+        self._store = OnionStore(path, reactor=self._reactor)
+        self._registry = Registry(
+            self._store, now=self._now, max_onions=self._config.max_onions, max_per_app=self._config.max_per_app
+        )
+        self._hosting = Hosting(
+            self._reactor, self._registry, self._store, tors=self._tors, telemetry=self.telemetry, heed=self
+        )
+
+    async def _load(self) -> None:
+        await self._store.start()
+        applied = await self._registry.load()
+        await self._declare()
+        await self._hosting.start(applied)
+        self._tick.start(TICK_S, now=False)
+
+    def _not_loaded(self, failure: Any) -> Any:
+        if failure.check(CancelledError) and not self.running:
+            return None
+        for app in self._apps:
+            self._health.missing(f"onion.{app}", f"the onions could not be read: {failure.getErrorMessage()}")
+        return failure
+
+    async def _declare(self) -> None:
+        """What the config names is there as it says; what it names no more rests, key and all."""
+        there = {onion.app: onion for onion in self._registry if onion.origin == "config"}
+        for app, ports in self._apps.items():
+            known = there.pop(app, None)
+            onion = await self._declared(app, ports) if known is None else known
+            if onion.ports != ports or onion.state != "active":
+                onion = await self._registry.change(onion.id, None, partial(_rebound, ports))
+            self._ids[app] = onion.id
+        for onion in there.values():
+            await self._registry.change(onion.id, None, model.drained)
+
+    async def _declared(self, app: str, ports: tuple[Port, ...]) -> Onion:
+        key = legacy_key(self._directory, app) if self._directory else None
+        request = CreateRequest(op_id=_NOBODYS, app=app, ports=ports)
+        onion, _new = await self._registry.create(
+            None,
+            lambda: model.create(
+                request, key or new_key(), now_s=self._now(), isolation=self._config.isolation, origin="config"
+            ),
+        )
+        return onion
+
+    # What the node asks
+
     def onion(self, app: str) -> str | None:
-        """The address of `app`, once it has one."""
-        return self._addresses.get(app)
+        """The address of the config's `app`, once it has one."""
+        onion_id = self._ids.get(app)
+        return self.find(onion_id).address if onion_id else None
 
     def status(self) -> tuple[OnionStatus, ...]:
-        """Every app's onion."""
-        return tuple(self._status(app) for app in self._apps)
+        """The config's onions."""
+        return tuple(self._status(app, ports) for app, ports in self._apps.items())
 
-    async def _tor_up(self, control: TorControlProtocol) -> None:
-        """What tor has already stays; what it has and nobody wants goes; the rest is published."""
-        onions = TorOnions(self._reactor, control)
-        await onions.open()
-        self._onions = onions
-        specs = {app: self._spec(app) for app in self._apps}
-        there = await onions.detached()
-        applied = {address: digest for address, digest in self._store.applied().items() if address in there}
-        for app, spec in specs.items():
-            if applied.get(spec.address) == spec.digest():
-                self._is_up(app, spec.address, None)
-        kept = {spec.address: spec.digest() for spec in specs.values()}
-        for address in there:
-            if applied.get(address) != kept.get(address, ""):
-                applied.pop(address, None)
-                self._store.save_applied(applied)  # before tor loses it: what stands here must be there
-                await onions.withdraw(address)
-        for app, spec in specs.items():
-            if spec.address not in applied:
-                await self._publish(onions, app, spec)
-                applied[spec.address] = spec.digest()
-                self._store.save_applied(applied)
-        if not self._first_round.called:
-            self._first_round.callback(None)
+    # Calls. Each raises `RonError`; `may` is the app that the caller is narrowed to, None for an operator.
 
-    def _tor_down(self) -> None:
-        self._onions = None
-        for app in self._apps:
-            self._health.missing(f"onion.{app}", "the tor that hosts it is gone and will be started again")
+    async def create(self, request: CreateRequest) -> OnionView:
+        """A new onion, or the one that this `op_id` has made already."""
+        act, key = asked(request.app, "create", "", request), new_key()
+        onion, new = await self._registry.create(
+            act, lambda: model.create(request, key, now_s=self._now(), isolation=self._config.isolation)
+        )
+        if new:
+            _log.info("onion {id} of {app} is there", event="onion_created", id=onion.id, app=onion.app)
+        await self._hosting.have(role_of(onion))
+        return await self._shown(onion, request.wait_s)
 
-    def _spec(self, app: str) -> OnionSpec:
-        key = self._store.load(app)
-        if key is None:
-            key = new_key()
-            self._store.save(app, key)  # before tor hears of it: whatever happens then, the address stays
-        return OnionSpec(key=key, ports=self._apps[app])
+    async def bind(self, onion_id: str, request: BindRequest, may: str | None = None) -> OnionView:
+        """Other ports; a drained onion serves again."""
+        act = self._act("bind", onion_id, request, may)
+        return await self._change(onion_id, act, lambda onion: model.bind(onion, request.ports), request.wait_s)
 
-    async def _publish(self, onions: TorOnions, app: str, spec: OnionSpec) -> None:
-        self._progress(Stage("onion", 0, 1, f"publishing the descriptor of {app}"))
-        try:
-            uploads = await onions.publish(spec)
-        except RonError as error:
-            self._health.missing(f"onion.{app}", error.message)
-            _log.error("onion of {app}: {reason}", event="onion_failed", app=app, reason=error.message)
-            raise
-        self._is_up(app, spec.address, uploads.bringup_ms)
-        self._progress(Stage("onion", 1, 1, spec.address))
+    async def rotate(self, onion_id: str, request: RotateRequest, may: str | None = None) -> OnionView:
+        """A new key; the old address is served for a while."""
+        act, key = self._act("rotate", onion_id, request, may), new_key()
 
-    def _is_up(self, app: str, address: str, bringup_ms: float | None) -> None:
-        self._addresses[app] = address
-        if bringup_ms is not None:
-            self._bringup_ms[app] = bringup_ms
-        self._health.ok(f"onion.{app}")
-        _log.info(
-            "onion of {app} is up: {onion}",
-            event="onion_up",
-            app=app,
-            onion=address,
-            bringup_ms=None if bringup_ms is None else round(bringup_ms, 1),
+        def rule(onion: Onion) -> Onion:
+            return model.rotate(onion, key, now_s=self._now(), grace_s=request.grace_s)
+
+        return await self._change(onion_id, act, rule, request.wait_s)
+
+    async def drain(self, onion_id: str, request: DrainRequest, may: str | None = None) -> OnionView:
+        """No new visitors; `drained` when the last has gone or the deadline is over."""
+        act = self._act("drain", onion_id, request, may)
+
+        def rule(onion: Onion) -> Onion:
+            return model.drain(onion, now_s=self._now(), deadline_s=request.deadline_s)
+
+        return await self._change(onion_id, act, rule)
+
+    async def add_client(self, onion_id: str, request: AddClientRequest, may: str | None = None) -> OnionView:
+        """One more may find it."""
+        act = self._act("client.add", onion_id, request, may)
+        onion = self.find(onion_id, may)
+        await self._audit.record("client_added", app=onion.app, onion=onion.address, client=request.client.name)
+        return await self._change(onion_id, act, lambda onion: model.add_client(onion, request.client))
+
+    async def remove_client(
+        self, onion_id: str, name: str, request: RemoveClientRequest, may: str | None = None
+    ) -> OnionView:
+        """One less."""
+        act = self._act(f"client.remove {name}", onion_id, request, may)
+        return await self._change(onion_id, act, lambda onion: model.remove_client(onion, name))
+
+    async def delete(self, onion_id: str, request: DeleteRequest, may: str | None = None) -> None:
+        """The service and its key are gone, visitors are hung up on."""
+        if self._registry.has_acted(onion_id, request.op_id, may):
+            return
+        gone = await self._registry.delete(onion_id, self._act("delete", onion_id, request, may))
+        self._hosting.want(role_of(gone))
+        await self._hosting.hang_up(gone)
+        await self._hosting.drop(role_of(gone))
+        _log.info("onion {id} of {app} is deleted", event="onion_deleted", id=gone.id, app=gone.app)
+
+    async def export(self, onion_id: str, request: ExportRequest, by: str, may: str | None = None) -> ExportAnswer:
+        """The key itself; written to the audit log before it leaves. by: the capability that asks."""
+        self._act("export", onion_id, request, may)
+        onion = self.find(onion_id, may)
+        await self._audit.record("onion_exported", app=onion.app, onion=onion.address, cap_id=by, op_id=request.op_id)
+        return ExportAnswer(id=onion.id, onion=onion.address, key=onion.key)
+
+    def find(self, onion_id: str, may: str | None = None) -> Onion:
+        """The onion. Raises the same NotFound for one that is not there and for another app's."""
+        onion = self._registry.get(onion_id)
+        if onion is None or (may is not None and onion.app != may):
+            raise unknown(onion_id)
+        return onion
+
+    def list(self, may: str | None = None) -> tuple[OnionView, ...]:
+        """All, or those of one app; the oldest first."""
+        onions = [onion for onion in self._registry if may is None or onion.app == may]
+        visitors = self._hosting.visitors_of(onions)
+        onions.sort(key=lambda onion: (onion.created_s, onion.id))
+        return tuple(self._view(onion, visitors[onion.id]) for onion in onions)
+
+    def view(self, onion: Onion) -> OnionView:
+        """As its owner sees it, with the app's own way out."""
+        view = self._view(onion, self._hosting.visitors(onion))
+        return msgspec.structs.replace(view, socks=self._hosting.socks(onion))
+
+    # For the hosting
+
+    def standings_changed(self) -> None:
+        """Readiness: by name for the config's own, by no name at all for the others."""
+        for app, onion_id in self._ids.items():
+            onion = self._registry.get(onion_id)
+            standing = self._hosting.standing(onion) if onion is not None else None
+            if standing is None or standing.ready:
+                self._health.ok(f"onion.{app}")
+            else:
+                self._health.missing(f"onion.{app}", standing.reason or "")
+        others = [onion for onion in self._registry if onion.origin == "api" and onion.state == "active"]
+        if all(self._hosting.standing(onion).ready for onion in others):
+            self._health.ok(HEALTH_KEY)
+        else:
+            # neither names nor numbers: whoever may look at readiness may not know whose onions there are
+            self._health.degraded(HEALTH_KEY, "some onions are not published")
+
+    # Inside
+
+    def _act(self, kind: str, onion_id: str, request: Any, may: str | None) -> Asked:
+        return asked(self.find(onion_id, may).app, kind, onion_id, request)
+
+    async def _change(self, onion_id: str, act: Any, rule: Callable[[Onion], Onion], wait_s: float = 0.0) -> OnionView:
+        onion = await self._registry.change(onion_id, act, rule)
+        await self._hosting.have(role_of(onion))
+        return await self._shown(onion, wait_s)
+
+    async def _shown(self, onion: Onion, wait_s: float) -> OnionView:
+        if wait_s > 0 and onion.state == "active":
+            try:
+                await within(self._reactor, wait_s, self._hosting.ready(onion))
+            except DeadlineError:
+                _log.debug("onion {id} is not ready yet", id=onion.id)
+        return self.view(self.find(onion.id))
+
+    def _view(self, onion: Onion, visitors: int) -> OnionView:
+        standing = self._hosting.standing(onion)
+        return OnionView(
+            id=onion.id,
+            app=onion.app,
+            onion=onion.address,
+            state=onion.state,
+            ready=standing.ready,
+            reason=standing.reason if onion.state == "active" else f"it is {onion.state}",
+            ports=onion.ports,
+            persistence=onion.persistence,
+            isolation=onion.isolation,
+            clients=onion.clients,
+            created_at=rfc3339(onion.created_s),
+            hints=onion.hints,
+            pow=onion.pow,
+            previous=self._previous(onion),
+            bringup_ms=standing.bringup_ms,
+            uploads=standing.uploads,
+            circuits=visitors,
         )
 
-    async def _withdraw_all(self, onions: TorOnions) -> None:
-        self._store.save_applied({})
-        for address in self._addresses.values():
-            await onions.withdraw(address)
+    def _previous(self, onion: Onion) -> Previous | None:
+        if onion.previous is None:
+            return None
+        address = model.address_of_blob(onion.previous.key)
+        ready = self._hosting.standing(onion, address).ready
+        return Previous(onion=address, until=rfc3339(onion.previous.until_s), ready=ready)
 
-    def _status(self, app: str) -> OnionStatus:
+    def _status(self, app: str, ports: tuple[Port, ...]) -> OnionStatus:
+        onion_id = self._ids.get(app)
+        numbers = tuple(port.onion_port for port in ports)
+        if onion_id is None:
+            return OnionStatus(app=app, onion=None, ports=numbers, published=False)
+        onion = self.find(onion_id)
+        standing = self._hosting.standing(onion)
         return OnionStatus(
-            app=app,
-            onion=self._addresses.get(app),
-            ports=tuple(p.onion_port for p in self._apps[app]),
-            published=self._health.is_ok(f"onion.{app}"),
-            bringup_ms=self._bringup_ms.get(app),
+            app=app, onion=onion.address, ports=numbers, published=standing.ready, bringup_ms=standing.bringup_ms
         )
+
+    # Time
+
+    def _look_after(self) -> Deferred[None]:
+        looking = Deferred.fromCoroutine(self._look())
+        return looking.addErrback(lambda failure: _log.failure("looking after onions", failure, event="oniond_tick"))
+
+    async def _look(self) -> None:
+        self._ticks += 1
+        if self._ticks % FORGET_EVERY == 0:
+            await self._registry.forget_old_acts()
+        if self._ticks % LOOK_AGAIN_EVERY == 0:
+            await self._hosting.look_again()
+        now_s = self._now()
+        for onion in list(self._registry):
+            if onion.previous is not None and onion.previous.until_s <= now_s:
+                onion = await self._registry.change(onion.id, None, partial(_end_grace, now_s))
+                await self._hosting.have(role_of(onion))
+            if onion.state == "draining":
+                await self._finish_drain(onion, now_s)
+
+    async def _finish_drain(self, onion: Onion, now_s: float) -> None:
+        there = self._hosting.visitors(onion, quiet_s=QUIET_S)
+        if there and now_s < onion.drain_until_s:
+            return
+        await self._hosting.hang_up(onion)
+        await self._registry.change(onion.id, None, lambda o: model.drained(o) if o.state == "draining" else o)
+        _log.info("onion {id} is drained", event="onion_drained", id=onion.id, cut_off=there)
+
+
+def _rebound(ports: tuple[Port, ...], onion: Onion) -> Onion:
+    return model.bind(onion, ports)
+
+
+def _end_grace(now_s: float, onion: Onion) -> Onion:
+    return model.end_grace(onion, now_s)

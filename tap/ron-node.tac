@@ -1,0 +1,17 @@
+"""A node for twistd's -y, for hosts whose init starts daemons from a file (etc/init.d/ron-node).
+
+In: the variables CONFIG (the config file) and RON_HOME. Out: `application`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from twisted.application.service import Application
+
+from ron.nodes.node import NAME, Options, makeService
+
+options = Options()
+options.parseOptions(["--config", os.environ.get("CONFIG") or "/etc/ron/micronode.toml"])
+application = Application(NAME)
+makeService(options).setServiceParent(application)

@@ -1,0 +1,244 @@
+"""`ronctl tornet init|join|…`: a private Tor network over three hosts, with real tor. Needs tor, curl, namespaces."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.live.netns import Hosts, address, in_user_namespace, mapped_root, why_not
+from tests.live.support import BIN, NO_TOR, ROOT, until
+
+VOTING = 20
+NODES = {"a1": 1, "a2": 2, "a3": 3, "r1": 1, "r2": 2}
+PAGE = "a page on another host"
+
+
+class Control:
+    """A tor's control socket, spoken to in lines."""
+
+    def __init__(self, directory: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(20)
+        self._socket.connect(str(directory / "data" / "control"))
+        self._file = self._socket.makefile("rw", newline="\r\n")
+        self.ask("AUTHENTICATE " + (directory / "data" / "control_auth_cookie").read_bytes().hex())
+
+    def ask(self, line: str) -> str:
+        self._file.write(line + "\r\n")
+        self._file.flush()
+        answer = []
+        while True:
+            got = self._file.readline()
+            answer.append(got)
+            if got[3:4] == " ":
+                if not got.startswith("250"):
+                    raise AssertionError(f"{line.split()[0]}: {got}")
+                return "".join(answer)
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+class HostnetTests(SynchronousTestCase):
+    """One network, from its bundles to the loss and the replacement of an authority."""
+
+    skip = NO_TOR or why_not()
+    timeout = 300
+
+    def test_three_hosts_lose_an_authority_and_get_another(self) -> None:
+        if os.getuid() != 0:
+            done = in_user_namespace(self.id())
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            return
+        self.prepare()
+        self.from_bundles()
+        self.reach_a_new_onion()
+        self.kill_an_authority()
+        self.reach_a_new_onion()
+        self.replace_it()
+        self.reach_a_new_onion()
+
+    # -- the steps ------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ron-hn-"))
+        self.addCleanup(shutil.rmtree, self.folder, True)
+        self.folder.chmod(0o711)
+        self.net = self.folder / "net"
+        self.hosts = Hosts(3)
+        self.addCleanup(self.hosts.destroy)
+        self.user = None if mapped_root() else "debian-tor"
+        self.began = time.monotonic()
+        self.authorities = ["a1", "a2", "a3"]
+
+    def from_bundles(self) -> None:
+        nodes = [f"--{'authority' if n[0] == 'a' else 'relay'}={n}={address(host)}" for n, host in NODES.items()]
+        made = self.tornet("init", "--out", str(self.net), *nodes, "--voting-interval", f"{VOTING}s")
+        for bundle in made["bundles"]:
+            if bundle["role"] != "client":
+                self.join(bundle)
+                self.start(bundle["name"], NODES[bundle["name"]])
+        self.until_whole()
+        self.tell("whole")
+        client = next(b for b in made["bundles"] if b["role"] == "client")
+        for host in (1, 3):
+            self.join(client, f"client{host}", "--socks-port", "9050")
+            self.start(f"client{host}", host, unit="client")
+        for host in (1, 3):
+            until(lambda host=host: self.bootstrapped(f"client{host}"), 60, f"the client on host {host} coming up")
+        (self.folder / "www").mkdir()
+        (self.folder / "www" / "index.html").write_text(PAGE)
+        python = [str(BIN / "python"), "-m", "http.server", "--bind", "127.0.0.1", "8080"]
+        self.hosts.start(1, "www", [*python, "--directory", str(self.folder / "www")], self.folder / "www.log")
+        self.tell("clients up")
+
+    def reach_a_new_onion(self) -> None:
+        """A service behind the client of host 1, fetched from host 3."""
+        control = Control(self.folder / "client1")
+        self.addCleanup(control.close)
+        answer = control.ask("ADD_ONION NEW:ED25519-V3 Port=80,127.0.0.1:8080")
+        found = re.search(r"ServiceID=(\w{56})", answer)
+        assert found is not None
+        curl = ["curl", "-sS", "--max-time", "20", "--socks5-hostname", "127.0.0.1:9050", f"http://{found[1]}.onion/"]
+        until(lambda: self.hosts.run(3, *curl).stdout == PAGE, 150, f"{found[1]} being reached from host 3")
+        self.tell("a new onion reached")
+
+    def kill_an_authority(self) -> None:
+        self.hosts.process("a3").send_signal(signal.SIGKILL)
+        self.hosts.process("a3").wait()
+        killed = time.time()
+        self.authorities.remove("a3")
+        for authority in self.authorities:
+            self.assertEqual(self.probe(authority)["down"], ["a3"])
+
+        def went_on() -> bool:
+            """Agreed upon after its end, by the other two, and therefore not signed by it."""
+            report = self.check()
+            signed = {node["name"] for node in report["nodes"] if node["signed"]}
+            listed = {node["name"] for node in report["nodes"] if node["listed"]}
+            return _unix(report["consensus_valid_after"]) > killed and signed == {"a1", "a2"} and "a3" not in listed
+
+        until(went_on, 3 * VOTING + 10, "two of three authorities agreeing")
+        self.assertIn(f"a3: nothing answers at {address(3)}:9001", self.check()["problems"])
+        self.tell("consensus of two")
+
+    def replace_it(self) -> None:
+        made = self.tornet("replace-authority", "a3", f"a4={address(3)}:9002:9031", "--net", str(self.net))
+        self.assertEqual(
+            {(b["name"], b["whole"]) for b in made["bundles"]},
+            {("a1", False), ("a2", False), ("r1", False), ("r2", False), ("a4", True), ("client", True)},
+        )
+        for bundle in made["bundles"]:
+            for folder in ("client1", "client3") if bundle["role"] == "client" else (bundle["name"],):
+                self.join(bundle, folder)
+                if bundle["name"] == "a4":
+                    self.start("a4", 3)
+                else:
+                    self.hosts.process(folder).send_signal(signal.SIGHUP)
+        self.authorities.append("a4")
+        report = self.until_whole()
+        self.assertEqual(
+            {node["name"]: node["signed"] for node in report["nodes"] if node["role"] == "authority"},
+            {"a1": True, "a2": True, "a4": True},
+        )
+        self.assertEqual(report["problems"], [])
+        self.tell("replaced")
+
+    # -- tools ----------------------------------------------------------------------------------------------------------
+
+    def tornet(self, verb: str, *arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [str(BIN / "ronctl"), "tornet", verb, *arguments, "--json"],
+            cwd=ROOT,
+            env={**os.environ, "RON_TORNET_PASSPHRASE": "the test's own passphrase"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return dict(json.loads(done.stdout))
+
+    def join(self, bundle: dict[str, Any], folder: str = "", *options: str) -> None:
+        where = self.folder / (folder or bundle["name"])
+        user = ["--user", self.user] if self.user else []
+        given = ["--bundle", bundle["file"], "--sha256", bundle["sha256"], "--dir", str(where), *user]
+        self.tornet("join", *given, *options)
+
+    def start(self, name: str, host: int, unit: str = "") -> None:
+        """As systemd would: the unit's user and command."""
+        folder = self.folder / name
+        text = (folder / f"ron-tor-{unit or name}.service").read_text()
+        command = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)["ExecStart"].split()
+        if self.user is not None:
+            user = pwd.getpwnam(self.user)
+            command = [
+                *("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--pdeathsig"),
+                *("KILL", "--"),
+                *command,
+            ]
+        self.hosts.start(host, name, command, self.folder / f"{name}.log")
+
+    def bootstrapped(self, name: str) -> bool:
+        try:
+            control = Control(self.folder / name)
+        except OSError:
+            return False
+        try:
+            return "PROGRESS=100" in control.ask("GETINFO status/bootstrap-phase")
+        finally:
+            control.close()
+
+    def check(self) -> dict[str, Any]:
+        done = self.hosts.run(
+            1, str(BIN / "ronctl"), "tornet", "check", "--net", str(self.net), "--timeout", "2s", "--json"
+        )
+        self.assertIn(done.returncode, (0, 8), done.stderr)
+        report = dict(json.loads(done.stdout))
+        self.assertEqual(done.returncode == 0, not report["problems"])
+        return report
+
+    def probe(self, authority: str) -> dict[str, Any]:
+        """What the authority's timer does on its host."""
+        ronctl = [str(BIN / "ronctl"), "tornet", "probe", "--dir", str(self.folder / authority), "--json"]
+        done = self.hosts.run(NODES.get(authority, 3), *ronctl)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return dict(json.loads(done.stdout))
+
+    def until_whole(self) -> dict[str, Any]:
+        """Every node is listed, and every authority has signed."""
+
+        def whole() -> dict[str, Any] | None:
+            report = self.check()
+            for authority in self.authorities:
+                self.probe(authority)
+            return report if report["whole"] and not report["problems"] else None
+
+        try:
+            return dict(until(whole, 5 * VOTING, "the network being whole"))
+        except AssertionError as error:
+            logs = "\n".join(f"{p.name}:\n{p.read_text()[-1500:]}" for p in sorted(self.folder.glob("*.log")))
+            raise AssertionError(f"{error}\n{self.check()['problems']}\n{logs}") from None
+
+    def tell(self, what: str) -> None:
+        """How long it took, for whoever reads the log of a slow run."""
+        (self.folder / "times").open("a").write(f"{time.monotonic() - self.began:6.1f} s {what}\n")
+
+
+def _unix(rfc3339: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(rfc3339).timestamp()

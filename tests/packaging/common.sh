@@ -1,0 +1,81 @@
+# What the steps in both containers need; scripts/test-deb runs them. Each step says what it promises, and the first promise
+# that is broken ends it all.
+home=/var/lib/ron
+
+step() { printf -- '-- %s\n' "$*"; }
+die() {
+    printf 'BROKEN: %s\n' "$*"
+    tail -n 20 /tmp/output 2>/dev/null
+    tail -n 5 $home/log/*.jsonl 2>/dev/null | cut -c1-300
+    exit 1
+}
+
+expect() { # STATUS COMMAND…: it ends with that status; what it says is in /tmp/output
+    wanted=$1; shift
+    got=0
+    "$@" >/tmp/output 2>&1 </dev/null || got=$?
+    [ "$got" = "$wanted" ] || die "$* ended with $got, not $wanted"
+}
+
+says() { grep -q -- "$1" /tmp/output || die "no \"$1\" in the output"; } # of what `expect` ran
+
+equal() { [ "$1" = "$2" ] || die "$3: \"$1\" is not \"$2\""; }
+
+as() { who=$1; shift; setpriv --reuid="$who" --regid="$who" --init-groups -- "$@"; }
+
+ready() { # the node is ready within two minutes
+    tries=0
+    until ronctl status --json >/tmp/status 2>/dev/null && grep -q '"ready": *true' /tmp/status; do
+        tries=$((tries + 1))
+        [ $tries -lt 120 ] || { cp /tmp/status /tmp/output; die "the node did not become ready"; }
+        sleep 1
+    done
+}
+
+onion() { grep -o '[a-z2-7]\{56\}\.onion' /tmp/status | head -n 1; } # of the node that was `ready`
+
+of_ron() { ps -u ron -o pid= 2>/dev/null | wc -l; } # how many processes
+
+mode() { stat -c '%a %U %G' "$1"; }
+
+files() { # everything on the disk but what dpkg and accounts leave by their nature
+    find / -xdev \( -path /var/lib/dpkg -o -path /var/log -o -path /var/cache -o -path /tmp -o -path /root \
+        -o -path /var/lib/systemd -o -path /var/tmp \) -prune -o -print | grep -v -E '^/etc/(passwd|group|shadow|gshadow|subuid|subgid)-?$' | sort
+}
+
+check_account_and_modes() {
+    step "ron: locked, no shell; its files are its own"
+    equal "$(getent passwd ron | cut -d: -f6,7)" "$home:/usr/sbin/nologin" "home and shell"
+    case $(getent shadow ron | cut -d: -f2) in '!'* | '*') ;; *) die "the account is not locked" ;; esac
+    equal "$(mode $home)" "700 ron ron" "$home"
+    equal "$(mode /run/ron)" "700 ron ron" "/run/ron"
+    equal "$(mode $home/admin.cap)" "600 ron ron" "admin.cap"
+    equal "$(mode /etc/ron/micronode.toml)" "644 root root" "micronode.toml"
+    equal "$(find $home ! -user ron | wc -l)" 0 "files of others in $home"
+    equal "$(find /usr/lib/rustyonions ! -user root | wc -l)" 0 "files of others in /usr/lib/rustyonions"
+}
+
+check_ronctl() {
+    step "ronctl: root is ron, others need a capability"
+    expect 0 ronctl hello
+    says "all well"
+    expect 0 as ron ronctl status
+    equal "$(find $home ! -user ron | wc -l)" 0 "files of others in $home after root's ronctl"
+    expect 4 as nobody ronctl status
+    expect 0 as nobody ronctl validate --file /etc/ron/oniond.toml
+    ronctl cap mint --scope node:read | tail -n 1 >/tmp/read.cap
+    chmod 644 /tmp/read.cap
+    expect 0 as nobody ronctl status --node http://127.0.0.1:9080 --cap /tmp/read.cap
+    rm /tmp/read.cap
+    expect 0 ronctl cap mint --scope mailbox:send
+    equal "$(find $home ! -user ron | wc -l)" 0 "files of others in $home after a mint"
+}
+
+check_purged() { # LIST-BEFORE
+    step "purged: no file, no process, nothing in memory"
+    equal "$(of_ron)" 0 "processes of ron"
+    files >/tmp/after
+    diff "$1" /tmp/after >/tmp/output || die "files came or went"
+    [ ! -e /run/ron ] || die "/run/ron is there"
+    [ -z "$(ls /dev/shm)" ] || die "something is in /dev/shm: $(ls /dev/shm)"
+}

@@ -1,0 +1,108 @@
+# The package on a host that SysV init booted. scripts/test-deb runs it inside.
+set -eu
+. /root/common.sh
+script=/etc/init.d/ron-node
+touch /tmp/after /tmp/output /tmp/status
+files >/tmp/before
+
+step "installing starts the node, and it alone"
+expect 0 dpkg -i /root/first.deb
+expect 0 $script status
+expect 3 /etc/init.d/ron-oniond status
+ready
+address=$(onion)
+check_account_and_modes
+ls /etc/rc2.d/S*ron-node >/tmp/output || die "ron-node does not start at boot"
+! ls /etc/rc2.d/S*ron-oniond >/tmp/output 2>&1 || die "ron-oniond starts at boot"
+equal "$(ps -o user= -p "$(cat /run/ron/ron-node.pid)")" ron "who it runs as"
+check_ronctl
+
+step "start again changes nothing; reload takes a changed config"
+pid=$(cat /run/ron/ron-node.pid)
+expect 0 $script start
+sed -i 's/^level = "info"/level = "debug"/' /etc/ron/micronode.toml
+expect 0 $script reload
+sleep 2
+ready
+grep -q '"config_version": *2' /tmp/status || die "the config was not read again"
+equal "$(cat /run/ron/ron-node.pid)" "$pid" "pid"
+
+step "killed: status tells, tors went with it, start mends it with the same address"
+kill -KILL "$pid"
+sleep 1
+equal "$(of_ron)" 0 "processes of ron"
+expect 1 $script status
+expect 0 $script start
+ready
+equal "$(onion)" "$address" "address"
+
+step "a pid file that names another's process harms nobody"
+expect 0 $script stop
+equal "$(of_ron)" 0 "processes of ron"
+sleep 600 & bystander=$!
+echo $bystander >/run/ron/ron-node.pid
+expect 0 $script stop
+kill -0 $bystander || die "it killed a process that is not ours"
+kill $bystander
+
+step "a bad config is refused at once, with the key, and leaves nothing running"
+echo 'CONFIG=/etc/ron/broken.toml' >>/etc/default/ron-node
+printf '[gateway]\nbnid = "127.0.0.1:9080"\n' >/etc/ron/broken.toml
+expect 1 $script start
+says gateway.bnid
+equal "$(of_ron)" 0 "processes of ron"
+rm /etc/ron/broken.toml
+sed -i '/broken/d' /etc/default/ron-node
+expect 3 $script status
+expect 0 $script stop
+
+step "a Macronode, the same way"
+sed -i 's/^CONFIG=.*/CONFIG=\/etc\/ron\/macronode.toml/' /etc/default/ron-node
+expect 0 $script restart
+ready
+equal "$(onion)" "$address" "address"
+sed -i 's/^CONFIG=.*/CONFIG=\/etc\/ron\/micronode.toml/' /etc/default/ron-node
+expect 0 $script restart
+ready
+
+step "the onion runtime beside the node, in a home of its own"
+expect 0 /etc/init.d/ron-oniond start
+tries=0
+until [ -e $home/oniond/onions.json ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 120 ] || die "the onion runtime did not come up"
+    sleep 1
+done
+grep -q '"app": *"wiki"' $home/oniond/onions.json || die "no onion for wiki"
+expect 0 /etc/init.d/ron-oniond stop
+expect 3 /etc/init.d/ron-oniond status
+expect 0 $script status
+
+step "upgrading keeps config, state and address"
+printf 'before' | ronctl mailbox send keep/me
+expect 0 dpkg -i --force-confdef --force-confold /root/second.deb
+expect 0 $script status
+ready
+equal "$(onion)" "$address" "address"
+equal "$(ronctl mailbox recv keep/me)" before "the message"
+grep -q '^level = "debug"' /etc/ron/micronode.toml || die "our change of the config is gone"
+grep -q '^# upgraded' /etc/ron/macronode.toml || die "a config nobody changed was not upgraded"
+
+step "removing stops it and keeps what is ours; installing again brings the address back"
+expect 0 dpkg -r rustyonions
+equal "$(of_ron)" 0 "processes of ron"
+[ ! -e /usr/lib/rustyonions ] || die "/usr/lib/rustyonions is still there: $(find /usr/lib/rustyonions | head -n 3)"
+[ -e $home/mailbox ] && [ -e /etc/ron/micronode.toml ] || die "state or config went"
+expect 0 $script start
+expect 0 dpkg -i --force-confold /root/second.deb
+ready
+equal "$(onion)" "$address" "address"
+
+step "purging a node with amnesia"
+sed -i 's/^CONFIG=.*/CONFIG=\/etc\/ron\/micronode-amnesia.toml/' /etc/default/ron-node
+expect 0 $script restart
+ready
+kill -KILL "$(cat /run/ron/ron-node.pid)"
+[ -n "$(ls /dev/shm)" ] || die "amnesia without a folder in memory"
+expect 0 dpkg -P rustyonions
+check_purged /tmp/before
