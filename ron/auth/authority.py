@@ -65,6 +65,13 @@ class Authority:
 
     def admit(self, token: str | None, wanted: Wanted) -> Capability:
         """The capability behind `token` when it covers `wanted`; takes one request from its `rps`. Else `Refused`."""
+        return self._admit(token, wanted, taking=True)
+
+    def stands(self, token: str | None, wanted: Wanted) -> Capability:
+        """As `admit`, for a call that goes on and on: asked again and again it takes nothing from `rps`."""
+        return self._admit(token, wanted, taking=False)
+
+    def _admit(self, token: str | None, wanted: Wanted, *, taking: bool) -> Capability:
         try:
             if not token:
                 hint = f"send a macaroon with scope {wanted.scope} as Authorization: Bearer"
@@ -76,8 +83,9 @@ class Authority:
             if terms.capability.cap_id in revoked.ids:
                 raise unauthorized("revoked", "the capability was revoked", "ask for another")
             terms.judge(wanted, self._now())
-            if terms.rates or terms.capability.quotas:
-                self._budgets.charge(terms.capability.cap_id, terms.rates, terms.capability.quotas)
+            rates = terms.rates if taking else ()
+            if rates or terms.capability.quotas:
+                self._budgets.charge(terms.capability.cap_id, rates, terms.capability.quotas)
         except Refused as refusal:
             self.counts.refused[refusal.reason] += 1
             raise

@@ -148,7 +148,7 @@ class Board(Steering):
         return HelloReport(
             onion=onion,
             ready=self.runtime.health.snapshot().ready,
-            network="private",
+            network=self.runtime.config.current.onion.network,
             ping=ping,
         )
 

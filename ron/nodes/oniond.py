@@ -26,7 +26,7 @@ from ron.nodes.parts.oniond import (
     hosted_federation,
     onion_runtime,
 )
-from ron.nodes.parts.tornet import ONION_ROLE, NetworkService, network_handlers, private_network
+from ron.nodes.parts.tornet import ONION_ROLE, NetworkService, make_network, network_handlers
 from ron.nodes.runtime import Runtime
 from ron.proto.addresses import parse_host_port
 from ron.proto.errors import RonError
@@ -79,7 +79,7 @@ class OniondDaemon(Daemon):
         self._listening: list[Listening] = []
         self._supervisor = Supervisor(runtime.reactor, runtime.bus, runtime.health, runtime.metrics)
         apps = {app.name: exposed(app.expose) for app in config.current.apps}
-        self.network = private_network(runtime, config.current.onion.tor_binary, (ONION_ROLE, CLIENT_ROLE))
+        self.network = make_network(runtime, config.current.onion, (ONION_ROLE, CLIENT_ROLE))
         audit = auditor(runtime)
         self.federation = hosted_federation(runtime, lambda app: self.oniond.onion(app), audit)
         apps |= self.federation.apps() if self.federation is not None else {}

@@ -119,6 +119,12 @@ def check_addresses(listeners: Sequence[tuple[str, str]]) -> None:
 
 def check_onion(onion: OnionConfig, log: LogSection, profiling: ProfilingConfig) -> None:
     """Amnesia means that nothing is written and nobody looks into the memory. Raises `ConfigError`."""
+    if (onion.network == "joined") != bool(onion.client_torrc):
+        raise ConfigError(
+            "a joined network needs its operator's lines, and no other network has any",
+            key="onion.client_torrc",
+            hint='name snippet.torrc of a client bundle, and set onion.network = "joined"',
+        )
     if not onion.amnesia:
         return
     if log.to == "file":

@@ -64,7 +64,7 @@ class AppSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class OniondConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`twistd -n ron-oniond --config FILE`."""
 
-    apps: Annotated[tuple[AppSection, ...], msgspec.Meta(min_length=1, max_length=64)]
+    apps: Annotated[tuple[AppSection, ...], msgspec.Meta(max_length=64)] = ()
     onion: OnionConfig = OnionConfig()
     admin: AdminSection = AdminSection()
     limits: LimitsConfig = LimitsConfig()

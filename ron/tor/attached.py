@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeadlineError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -16,7 +17,7 @@ from txtorcon import TorControlProtocol
 
 from ron.kernel.aio import cancellable, occurred
 from ron.kernel.backoff import Backoff
-from ron.tor.control import connect_control
+from ron.tor.control import TorSilent, connect_control
 
 # Looking for a tor that is just being started again must not take longer than its start.
 CEILING_S = 0.5
@@ -38,7 +39,8 @@ class TorHost(Protocol):
 class AttachedTor:
     """The connection to `name`. `start` once, `stop` once; `control` is there while it is up.
 
-    on_up: may take its time; it is cancelled when the connection goes, and when it fails tor is started anew.
+    on_up: may take its time; it is cancelled when the connection goes. When it fails tor is started anew, unless tor
+    did not answer it: then the connection is made anew.
     """
 
     def __init__(
@@ -103,6 +105,11 @@ class AttachedTor:
 
     def _failed(self, failure: Failure, gone: Deferred[Any]) -> Any:
         if failure.check(CancelledError) or gone.called:
+            return None
+        if failure.check(TorSilent, DeadlineError):
+            # too busy to answer: whoever runs it asks it too, and knows better; to us it is worth another connection
+            _log.warn("tor {tor} does not answer; connecting anew", event="tor_silent", tor=self.name)
+            self._hang_up()
             return None
         _log.failure("tor {tor} is of no use; starting it anew", failure, event="tor_useless", tor=self.name)
         return Deferred.fromCoroutine(self._start_anew())

@@ -14,10 +14,21 @@ from twisted.internet.interfaces import IReactorTCP
 from txtorcon import TorControlProtocol, TorProtocolFactory
 
 from ron.kernel.aio import within
+from ron.proto.errors import ErrorCode, RonError
 
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 10
 _PHASE = re.compile(r'PROGRESS=(?P<percent>\d+) TAG=(?P<tag>\S+) SUMMARY="(?P<summary>[^"]*)"')
+
+
+class TorSilent(RonError):
+    """Unavailable: tor did not answer, or the connection to it has gone. It may only be busy with other things of ours.
+
+    The error it stands for would quote the command, and with it a key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.STORE_UNAVAILABLE, "tor does not answer on its control port")
 
 
 class Bootstrap(NamedTuple):

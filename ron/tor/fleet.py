@@ -26,7 +26,7 @@ from ron.tor.binary import TorBinary
 from ron.tor.ports import remembered_ports
 from ron.tor.process import reap_stale
 from ron.tor.torrc import command, no_defaults, write_verified
-from ron.tor.watchdog import WatchedTor
+from ron.tor.watchdog import UP_TIMEOUT_S, WatchedTor
 
 BRING_UP_TIMEOUT_S = 120.0
 POLL_S = 0.2
@@ -110,8 +110,12 @@ class Fleet:
 
     network = "private"
     infrastructure: tuple[str, ...] = ()
-    # Percent of tor's bootstrap at which a client counts as up.
+    # Percent of tor's bootstrap at which a client counts as up, and what it has until then.
     client_target = CLIENT_TARGET
+    up_timeout_s = UP_TIMEOUT_S
+    bring_up_timeout_s = BRING_UP_TIMEOUT_S
+    # What clients remember of the last run stays. On a network that is made anew each time it would mislead them.
+    keeps_state = False
 
     def role(self, name: str) -> str:
         """What the tor `name` is: client, unless the network has others."""
@@ -137,11 +141,11 @@ class Fleet:
     # Life
 
     async def bring_up(self) -> None:
-        """Start everything and return when every client is up. Raises `RonError(Timeout)` after two minutes."""
+        """Start everything and return when every client is up. Raises Timeout after `bring_up_timeout_s`."""
         self._lock = DirectoryLock(self.directory)
         self._set_state("starting")
         self._health.missing("tor.net", f"the {self.network} network is starting")
-        deadline_s = self._reactor.seconds() + BRING_UP_TIMEOUT_S
+        deadline_s = self._reactor.seconds() + self.bring_up_timeout_s
         self._tell(Stage("prepare", 0, 1, "keys, ports and torrc files"))
         await deferToThread(self._prepare)
         self._tell(Stage("prepare", 1, 1, f"{len(self._names())} tors prepared"))
@@ -188,7 +192,8 @@ class Fleet:
             await deferToThread(self._prepare_client, name)
             self._start(name, self.client_target)
             self._health.missing(f"tor.{name}", "it is starting")
-            await self._until(self._reactor.seconds() + BRING_UP_TIMEOUT_S, name, lambda: self._client_progress(name))
+            deadline_s = self._reactor.seconds() + self.bring_up_timeout_s
+            await self._until(deadline_s, name, lambda: self._client_progress(name))
         finally:
             self._changing.release()
 
@@ -260,7 +265,8 @@ class Fleet:
         private_dir(self.directory)
         for name in self._names():
             reap_stale(self.directory / name, self._torrc_path(name))
-            _forget_state(self.directory / name, keep_keys=name in self.infrastructure)
+            if not self.keeps_state:
+                _forget_state(self.directory / name, keep_keys=name in self.infrastructure)
         self._choose_ports()
         self._prepare_network()
         for name in self._names():
@@ -305,6 +311,7 @@ class Fleet:
             target_percent=target_percent,
             on_up=self._came_up,
             on_down=self._went_down,
+            up_timeout_s=self.up_timeout_s,
         )
         self.tors[name] = tor
         tor.start()
@@ -340,7 +347,7 @@ class Fleet:
         words = next((f"{t.name}: {t.last_words}" for t in self.tors.values() if t.last_words), now.detail)
         return RonError(
             ErrorCode.TIMEOUT,
-            f"the {self.network} Tor network did not come up in {BRING_UP_TIMEOUT_S:.0f} s (stage {stage}; {words})",
+            f"the {self.network} Tor network was not up in {self.bring_up_timeout_s:.0f} s (stage {stage}; {words})",
             hint=f"look at the log, or remove {self.directory} and start again",
         )
 

@@ -18,8 +18,8 @@ from txtorcon import TorControlProtocol
 from txtorcon.torcontrolprotocol import TorDisconnectError, TorProtocolError
 
 from ron.kernel.aio import occurred, within
-from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
-from ron.tor.control import ANSWER_TIMEOUT_S, ask
+from ron.proto.errors import ErrorCode, RonError, bad_request
+from ron.tor.control import ANSWER_TIMEOUT_S, TorSilent, ask
 from ron.tor.onionkeys import OnionKey, address_of
 
 UPLOAD_TIMEOUT_S = 60.0
@@ -144,8 +144,7 @@ class TorOnions:
         try:
             return await within(self._reactor, ANSWER_TIMEOUT_S, answer)
         except (DeadlineError, TorDisconnectError):
-            # the text of the error would quote the command, and with it the key
-            raise unavailable("tor does not answer on its control port") from None
+            raise TorSilent from None
 
 
 class _UploadWatch:

@@ -22,6 +22,7 @@ ROLE_TEMPLATES: dict[str, Sequence[str]] = {
     "relay": ("common", "relay"),
     "client": ("common", "client"),
     "public": ("public",),
+    "joined": ("joined",),
 }
 VERIFY_TIMEOUT_S = 20
 MAX_COMPLAINT_CHARS = 500

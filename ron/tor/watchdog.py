@@ -50,6 +50,7 @@ class WatchedTor:
         on_up: Callable[[WatchedTor], Awaitable[None]],
         on_down: Callable[[WatchedTor, str], None],
         policy: RestartPolicy | None = None,
+        up_timeout_s: float = UP_TIMEOUT_S,
     ) -> None:
         self.name = name
         self.control: TorControlProtocol | None = None
@@ -64,6 +65,7 @@ class WatchedTor:
         self._on_up = on_up
         self._on_down = on_down
         self._policy = policy if policy is not None else RestartPolicy()
+        self._up_timeout_s = up_timeout_s
         self._released: Deferred[None] | None = None
         self._process: TorProcess | None = None
         self._loop: Deferred[None] | None = None
@@ -144,9 +146,9 @@ class WatchedTor:
     async def _attend(self, process: TorProcess) -> None:
         """Follow `process` up, then wait for the end of the control connection, without which it is no use to us."""
         try:
-            control = await within(self._reactor, UP_TIMEOUT_S, self._come_up())
+            control = await within(self._reactor, self._up_timeout_s, self._come_up())
         except DeadlineError:
-            self._why = f"it was not up after {UP_TIMEOUT_S:.0f} s"
+            self._why = f"it was not up after {self._up_timeout_s:.0f} s"
             process.signal("KILL")
             return
         self.up = True

@@ -1,6 +1,6 @@
 """Hosts for a test: network namespaces on a switch of their own, with real addresses between them, and what runs there.
 
-In: how many. Out: `Hosts`, gone with everything on them after `destroy`. Needs root, or user namespaces (`in_user_namespace`).
+In: how many. Out: `Hosts`, gone with all that runs on them after `destroy`. Needs root, or `in_user_namespace`.
 """
 
 from __future__ import annotations

@@ -68,14 +68,15 @@ class OniondTests(TestCase):
         self.assertEqual(request("GET", f"{admin}/readyz").status, 200)
         self.assertEqual(request("GET", f"{admin}/v1/onions").status, 401)
         listed = request("GET", f"{admin}/v1/onions", cap=self.daemon.admin_cap())
-        self.assertEqual([o["onion"] for o in json.loads(listed.body)], [greeter["onion"], other["onion"]])
+        self.assertEqual([o["onion"] for o in json.loads(listed.body)["onions"]], [greeter["onion"], other["onion"]])
 
 
 class RefusalTests(SynchronousTestCase):
     """A config that cannot work is named in one line."""
 
-    def test_no_apps(self) -> None:
-        daemon = Daemon("ron-oniond", '[admin]\nbind = "127.0.0.1:0"\n', "onions.json")
+    def test_an_app_without_ports(self) -> None:
+        config = '[admin]\nbind = "127.0.0.1:0"\n[[apps]]\nname = "wiki"\nexpose = []\n'
+        daemon = Daemon("ron-oniond", config, "onions.json")
         self.addCleanup(daemon.destroy)
         daemon.start(wait=False)
         self.assertEqual(daemon.wait(), 3)

@@ -78,9 +78,12 @@ class AgainstTor(TestCase):
     timeout = 60
     skip = None if shutil.which("tor") else "tor is not installed; make test installs it"
 
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir(mode=0o700)
+
     async def test_tor_publishes_our_key_where_we_say(self) -> None:
-        folder = Path(self.mktemp()).absolute()
-        folder.mkdir(mode=0o700)
+        folder = self.folder
         port = remembered_ports(folder / "ports.json", ["control"])["control"]
         torrc = folder / "torrc"
         torrc.write_text(

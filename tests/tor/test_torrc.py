@@ -29,6 +29,7 @@ def values(folder: Path, **changes: Any) -> dict[str, object]:
         "or_port": 20004,
         "dir_port": 20005,
         "socks_port": 20006,
+        "snippet": f"TestingTorNetwork 1\nUseDefaultFallbackDirs 0\n{AUTHORITY}",
         **changes,
     }
 
@@ -50,7 +51,7 @@ class Rendering(Folder):
         for role in ROLE_TEMPLATES:
             text = render(role, values(self.folder))
             self.assertNotIn("$", text)
-            self.assertIn(AUTHORITY, text)
+            self.assertEqual(AUTHORITY in text, role != "public")
             self.assertEqual(options(text)["ControlPort"], "127.0.0.1:20003")
 
     def test_nothing_listens_beyond_loopback(self) -> None:
@@ -59,13 +60,14 @@ class Rendering(Folder):
             for name in ("ControlPort", "ORPort", "DirPort", "SocksPort"):
                 self.assertRegex(given.get(name, "0"), r"^(0$|127\.0\.0\.1:)", (role, name))
 
-    def test_no_role_exits_or_uses_the_public_network(self) -> None:
+    def test_no_role_exits_and_only_one_uses_the_public_network(self) -> None:
         for role in ROLE_TEMPLATES:
             given = options(render(role, values(self.folder)))
             self.assertEqual(given["ExitPolicy"], "reject *:*")
-            self.assertEqual(given["TestingTorNetwork"], "1")
-            self.assertEqual(given["UseDefaultFallbackDirs"], "0")
             self.assertEqual(given["CookieAuthentication"], "1")
+            ours = None if role == "public" else "1"
+            self.assertEqual(given.get("TestingTorNetwork"), ours)
+            self.assertEqual(given.get("UseDefaultFallbackDirs"), "0" if ours else None)
 
     def test_a_client_is_never_a_relay(self) -> None:
         given = options(render("client", values(self.folder)))

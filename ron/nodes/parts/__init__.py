@@ -52,7 +52,7 @@ PARTS: dict[str, PartSpec] = {
     "edge": PartSpec("ron.nodes.parts.edge", "EdgePart"),
     "mailbox": PartSpec("ron.nodes.parts.mailbox", "MailboxPart"),
     "gateway": PartSpec("ron.nodes.parts.gateway", "GatewayPart", requires=("edge",), essential=True),
-    "tornet": PartSpec("ron.nodes.parts.tornet", "TornetPart", essential=True, start_s=300, in_node=True),
+    "tornet": PartSpec("ron.nodes.parts.tornet", "TornetPart", essential=True, start_s=620, in_node=True),
     "oniond": PartSpec(
         "ron.nodes.parts.oniond",
         "OniondPart",

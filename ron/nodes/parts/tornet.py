@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import msgspec
 from twisted.application.service import Service
@@ -14,13 +16,17 @@ from ron.kernel.commands import Command, Handlers
 from ron.nodes.parts import Host, Part
 from ron.nodes.runtime import Runtime
 from ron.proto.errors import not_found
+from ron.services.oniond.config import OnionConfig
 from ron.tor.binary import find_tor
-from ron.tor.fleet import Stage
+from ron.tor.clients import JoinedClients, PublicClients
+from ron.tor.fleet import Fleet, Stage
 from ron.tor.privnet import PrivateNetwork
 from ron.tor.watchdog import WatchedTor
 
 # Whose tor hosts the onions, and those of the two devices of the page's ping.
 ONION_ROLE = "onion"
+# Two networks are never mixed, not even in their files.
+FOLDERS = {"private": "tornet", "joined": "tornet-joined", "public": "tornet-public"}
 # A tor of its own for one onion is up in a few seconds; a slow machine is not to be told that it failed.
 ADD_S = 60.0
 DEVICES = ("device-a", "device-b")
@@ -33,9 +39,9 @@ def show_stage(bus: Bus, stage: Stage) -> None:
     )
 
 
-def private_network(runtime: Runtime, tor_binary: str, clients: Sequence[str]) -> PrivateNetwork:
-    """The network with a tor for each of `clients`; in amnesia all of it in memory."""
-    directory = (runtime.ram or runtime.home) / "tornet"
+def make_network(runtime: Runtime, config: OnionConfig, clients: Sequence[str]) -> Fleet:
+    """The configured network with a tor for each of `clients`; in amnesia all of it in memory."""
+    directory = (runtime.ram or runtime.home) / FOLDERS[config.network]
     if runtime.ram is not None:
         # a process of ours that was killed left its network there
         shutil.rmtree(directory, ignore_errors=True)
@@ -43,22 +49,26 @@ def private_network(runtime: Runtime, tor_binary: str, clients: Sequence[str]) -
     def came_up(tor: WatchedTor) -> None:
         runtime.bus.publish({"name": tor.name, "pid": tor.pid}, topic="tor")
 
-    return PrivateNetwork(
-        runtime.reactor,
-        directory=directory,
-        tor=find_tor(tor_binary),
-        clients=clients,
-        progress=lambda stage: show_stage(runtime.bus, stage),
-        health=runtime.health,
-        metrics=runtime.metrics,
-        on_client_up=came_up,
-    )
+    settings: dict[str, Any] = {
+        "directory": directory,
+        "tor": find_tor(config.tor_binary),
+        "clients": clients,
+        "progress": lambda stage: show_stage(runtime.bus, stage),
+        "health": runtime.health,
+        "metrics": runtime.metrics,
+        "on_client_up": came_up,
+    }
+    if config.network == "public":
+        return PublicClients(runtime.reactor, **settings)
+    if config.network == "joined":
+        return JoinedClients(runtime.reactor, snippet=Path(config.client_torrc), **settings)
+    return PrivateNetwork(runtime.reactor, **settings)
 
 
 class NetworkService(Service):
     """The life of a network, for the supervisor."""
 
-    def __init__(self, network: PrivateNetwork) -> None:
+    def __init__(self, network: Fleet) -> None:
         self.network = network
 
     def stopService(self) -> Deferred[None]:
@@ -75,7 +85,7 @@ class TornetPart(Part):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        network = private_network(host.runtime, host.config.onion.tor_binary, self.clients)
+        network = make_network(host.runtime, host.config.onion, self.clients)
         self.service = NetworkService(network)
 
     async def ready(self) -> None:
@@ -87,7 +97,7 @@ class TornetPart(Part):
         return network_handlers(self.service.network)
 
 
-def network_handlers(network: PrivateNetwork) -> Handlers:
+def network_handlers(network: Fleet) -> Handlers:
     """tor, pids: as they stand. socks, control: ports of a client. release, restart: one tor. add, remove: a client."""
 
     def socks(command: Command) -> int:

@@ -19,6 +19,8 @@ class OnionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     backend: `binary-tor` is the only one yet. embedded: run the runtime inside this process. amnesia: keys only in
     memory, network state in a memory-backed folder that is wiped at exit. app: whose onion the node's own ports are
     exposed on.
+    network: `private` is one of our own on this host; `joined` one over several hosts, whose operator's lines stand in
+    the file `client_torrc`; `public` the public Tor network, as a client and host of onions and nothing else.
     tor_binary: a program name or path; 0.4.8 or newer. federate_peers: onions to federate with at
     all times; others wait until somebody asks (`[federation]`).
     control: the Unix socket of the control API; left out, `run/oniond.sock` in the home.
@@ -27,6 +29,8 @@ class OnionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     backend: Literal["binary-tor"] = "binary-tor"
+    network: Literal["private", "joined", "public"] = "private"
+    client_torrc: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     embedded: bool = True
     amnesia: bool = False
     app: AppName = "hello-map"

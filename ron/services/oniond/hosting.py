@@ -79,7 +79,7 @@ class Hosting:
         self._started = False
 
     async def start(self, applied: dict[tuple[str, str], str]) -> None:
-        """Look for the tors. applied: what they were last seen to publish. Raises `RonError` without the one for all."""
+        """Look for the tors. applied: what they were last seen to publish. Raises `RonError` without the common one."""
         self._applied = applied
         await self.have(HOST_ROLE)
         self._started = True

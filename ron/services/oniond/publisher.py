@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from txtorcon import TorControlProtocol
 
@@ -19,10 +20,12 @@ from ron.kernel.backoff import Backoff
 from ron.proto.errors import ErrorCode, RonError
 from ron.tor import circuits
 from ron.tor.attached import AttachedTor, TorHost
+from ron.tor.control import TorSilent
 from ron.tor.onions import OnionSpec, TorOnions
 
 AT_ONCE = 16
 WITHDRAW_TIMEOUT_S = 5.0
+RETRY_S = 1.0
 GONE = "the tor that hosts it is gone and will be started again"
 PUBLISHING = "its descriptor is not published yet"
 _log = Logger(namespace="ron.oniond")
@@ -161,14 +164,20 @@ class Publisher:
         self._onions, self._useless = onions, None
         self._have = {address: digest for address, digest in self._remembered.items() if address in there}
         self._refused.clear()
-        for address in there - set(self._have):
-            await onions.withdraw(address)  # somebody's before us: whether any directory has it is not known
+        # somebody's before us: whether any directory has them is not known, so they are taken down before anything else
+        self._have.update(dict.fromkeys(there - set(self._have), ""))
         for address, service in self._wanted.items():
             if self._have.get(address) == service.digest:
                 self._stand(address, Standing(True, None))
         while True:
             self._wake = Deferred()
-            await self._reconcile(onions)
+            try:
+                await self._reconcile(onions)
+            except TorSilent as error:
+                # it may be busy with its other onions, which would all end with it: its watch knows better
+                _log.warn("{error}; trying again", event="tor_silent", tor=self.role, error=error.message)
+                await deferLater(self._reactor, RETRY_S)
+                continue
             await self._wake
             if self._useless is not None:
                 raise self._useless
@@ -207,7 +216,7 @@ class Publisher:
         uploads = await onions.publish(service.spec)
         if service.kept:
             self._remembered[address] = service.digest
-            await self._remember(address, service.digest)
+            await self._note(address, service.digest)
         self._tasks.pop(address, None)
         self._backoff.pop(address, None)
         self._have[address] = service.digest
@@ -240,9 +249,16 @@ class Publisher:
 
     async def _withdraw(self, onions: TorOnions, address: str) -> None:
         if self._remembered.pop(address, None) is not None:
-            await self._remember(address, None)  # before tor loses it: what stands written must be there
+            await self._note(address, None)  # before tor loses it: what stands written must be there
         await onions.withdraw(address)
         self._have.pop(address, None)
+
+    async def _note(self, address: str, digest: str | None) -> None:
+        """Write it down. What cannot be written (the disk is full) costs whoever comes after us a new publication."""
+        try:
+            await self._remember(address, digest)
+        except RonError as error:
+            _log.warn("what tor has was not written down: {error}", event="onion_unnoted", error=error.message)
 
     async def _withdraw_all(self, onions: TorOnions) -> None:
         self._end_tasks()

@@ -45,6 +45,7 @@ from ron.services.oniond.model import Onion
 from ron.services.oniond.registry import Asked, Registry, asked, unknown
 from ron.services.oniond.roles import role_of
 from ron.services.oniond.store import DATABASE, OnionStore, legacy_key
+from ron.services.oniond.storehealth import StoreHealth
 from ron.services.oniond.telemetry import Telemetry
 from ron.tor.fleet import Stage
 from ron.tor.onionkeys import new_key
@@ -154,7 +155,8 @@ class OniondService(Service):
 
     def _make(self) -> None:
         path = self._directory / DATABASE if self._directory else None
-        self._store = OnionStore(path, reactor=self._reactor)
+        self._store = OnionStore(path, reactor=self._reactor, observe=lambda report: self._store_health.observe(report))
+        self._store_health = StoreHealth(self._health, self._store.probe)
         self._registry = Registry(
             self._store, now=self._now, max_onions=self._config.max_onions, max_per_app=self._config.max_per_app
         )
@@ -380,6 +382,8 @@ class OniondService(Service):
 
     async def _look(self) -> None:
         self._ticks += 1
+        if not await self._store_health.writable():
+            return  # none of this could be kept
         if self._ticks % FORGET_EVERY == 0:
             await self._registry.forget_old_acts()
         if self._ticks % LOOK_AGAIN_EVERY == 0:

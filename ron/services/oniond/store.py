@@ -6,8 +6,9 @@ commit (`ron.store`), in a 0600 file, or in memory only.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,12 @@ from twisted.internet.defer import Deferred
 from ron.kernel.files import read_private
 from ron.proto.errors import unavailable
 from ron.services.oniond.model import Onion
-from ron.store import GroupCommit, schema_of
+from ron.store import BatchReport, GroupCommit, schema_of
 from ron.tor.onionkeys import OnionKey, parse_key
 
 DATABASE = "oniond.sqlite3"
+# As much as an onion's document, so that there is room for one when there is room for this.
+PROBE_BYTES = 4096
 
 
 class Act(NamedTuple):
@@ -43,10 +46,16 @@ class Remembered(NamedTuple):
 
 
 class OnionStore:
-    """The tables of the runtime. Use from the reactor thread; `start` first, once."""
+    """The tables of the runtime. Use from the reactor thread; `start` first, once.
 
-    def __init__(self, path: Path | None, *, reactor: Any) -> None:
-        self._engine = GroupCommit(path, schema_of("ron.services.oniond"), reactor=reactor, name="oniond")
+    observe: told of each batch.
+    """
+
+    def __init__(
+        self, path: Path | None, *, reactor: Any, observe: Callable[[BatchReport], None] = lambda report: None
+    ) -> None:
+        schema = schema_of("ron.services.oniond")
+        self._engine = GroupCommit(path, schema, reactor=reactor, name="oniond", observe=observe)
 
     def start(self) -> Deferred[None]:
         """Open it. Fails with `RonError` (StoreUnavailable) when that cannot be."""
@@ -71,6 +80,10 @@ class OnionStore:
     def applied(self, tor: str, address: str, digest: str | None) -> Deferred[None]:
         """`tor` publishes `address` as `digest` says; None: not any more, or not known."""
         return self._engine.submit(partial(_applied, tor, address, digest))
+
+    def probe(self) -> Deferred[None]:
+        """Fails with `RonError` when nothing can be written at present."""
+        return self._engine.submit(_probe)
 
     def forget_acts(self, acts: Iterable[Act]) -> Deferred[None]:
         """A repetition of these is taken for new from now on."""
@@ -127,6 +140,12 @@ def _applied(tor: str, address: str, digest: str | None, connection: sqlite3.Con
     else:
         row = (tor, address, digest)
         connection.execute("INSERT OR REPLACE INTO applied (tor, address, digest) VALUES (?, ?, ?)", row)
+
+
+def _probe(connection: sqlite3.Connection) -> None:
+    # no tor and no onion is called so; a value that the disk has already would not be written
+    _applied("", "", secrets.token_hex(PROBE_BYTES), connection)
+    _applied("", "", None, connection)
 
 
 def _forget_acts(keys: list[tuple[str, str]], connection: sqlite3.Connection) -> None:

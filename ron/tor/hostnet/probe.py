@@ -1,6 +1,6 @@
 """An authority looks at every relay now, and keeps those that do not answer, and strangers, off its next vote.
 
-In: the folder of a running authority. Out: `approved-routers` in its data, which tor has read again. tor's own test would
+In: the folder of a running authority. Out: `approved-routers` in its data, read again by tor. tor's own test would
 call a relay running for 45 minutes after its last answer: in a small network that stops new onion services for as long,
 because they choose the dead relay as an introduction point and wait for it.
 """
@@ -96,7 +96,7 @@ def cut_off(up: Mapping[str, bool]) -> bool:
 
 
 def unlisted(down: Sequence[Relay], strangers: Sequence[Relay]) -> bytes:
-    """tor's file of exceptions: `down` are left out of votes, though known for when they return; `strangers` refused."""
+    """tor's file of exceptions: `down` are left out of votes, but known for when they return; `strangers` refused."""
     lines = [f"!invalid {relay.fingerprint}\n" for relay in down]
     lines += [f"!reject {relay.fingerprint}\n" for relay in strangers]
     return ("# Written by ronctl tornet probe.\n" + "".join(sorted(lines))).encode()

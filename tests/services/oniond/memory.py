@@ -77,11 +77,12 @@ class World:
         self, *, extra: Callable[[World], Iterable[Endpoint]] = lambda _world: (), config: OnionConfig | None = None
     ) -> None:
         self.clock = Turns()
+        self.now = NOW_S
         self.health = HealthState()
         self.metrics = Metrics()
         self.audit = FakeAudit()
-        self.authority = Authority(RootKeys.generate(), audience="ron-node", now=lambda: NOW_S)
-        self.telemetry = Telemetry(self.metrics, self.clock, lambda: NOW_S)
+        self.authority = Authority(RootKeys.generate(), audience="ron-node", now=lambda: self.now)
+        self.telemetry = Telemetry(self.metrics, self.clock, lambda: self.now)
         self.service = OniondService(
             self.clock,
             config or OnionConfig(max_per_app=6),
@@ -90,7 +91,7 @@ class World:
             health=self.health,
             audit=self.audit,
             telemetry=self.telemetry,
-            now=lambda: NOW_S,
+            now=lambda: self.now,
         )
         self.service.startService()
         self.settle(Deferred.fromCoroutine(self.service.bring_up()))
