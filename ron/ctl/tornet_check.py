@@ -75,7 +75,7 @@ def probe(directory: Path, as_json: bool) -> None:
     if as_json:
         print_json(probed)
         return
-    click.echo(f"{probed.relays} relays; down: {', '.join(map(plain_text, probed.down)) or 'none'}")
+    click.echo(f"{probed.relays} others; down: {', '.join(map(plain_text, probed.down)) or 'none'}")
     for fingerprint in probed.strangers:
         click.echo(f"  {fingerprint} is not of this network and is refused")
     if probed.changed:

@@ -29,14 +29,13 @@ from ron.nodes.board import SERVICE, Board
 from ron.nodes.daemon import ConfigOptions, Daemon, complain, open_config
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.parts import PARTS, TLS_SUFFIX
-from ron.nodes.parts.tornet import DEVICES
+from ron.nodes.parts.tornet import DEVICES, check_backend
 from ron.nodes.runtime import Runtime
 from ron.nodes.standby import Standby
 from ron.proto.addresses import HostPort, parse_host_port
 from ron.proto.errors import RonError
 from ron.proto.facts import NodeFacts
 from ron.services.configs import NodeConfig, loopback
-from ron.tor.binary import find_tor
 from ron.web.admin import MAX_WAITING, TAIL, AdminApi, TailAnswer, TailRequest
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def makeService(options: Options) -> Daemon:
 
 def compose(reactor: Any, config: Config[NodeConfig]) -> Node:
     """A node ready to start. Raises `RonError` when tor, the home or the ports are not usable."""
-    find_tor(config.current.onion.tor_binary)
+    check_backend(config.current.onion)
     macronode = config.current.node.profile == "macronode"
     runtime = Runtime(reactor, name="node", config=config, shared=macronode)
     sockets = {

@@ -26,13 +26,12 @@ from ron.nodes.parts.oniond import (
     hosted_federation,
     onion_runtime,
 )
-from ron.nodes.parts.tornet import ONION_ROLE, NetworkService, make_network, network_handlers
+from ron.nodes.parts.tornet import ONION_ROLE, NetworkService, check_backend, make_network, network_handlers
 from ron.nodes.runtime import Runtime
 from ron.proto.addresses import parse_host_port
 from ron.proto.errors import RonError
 from ron.services.configs import OniondConfig, loopback
 from ron.services.oniond.service import OnionStatus
-from ron.tor.binary import find_tor
 
 NAME = "ron-oniond"
 FACTS_FILE = "onions.json"
@@ -61,7 +60,7 @@ def makeService(options: Options) -> Daemon:
 
     try:
         config = open_config(NAME, options)
-        find_tor(config.current.onion.tor_binary)
+        check_backend(config.current.onion)
         socket = BoundSocket(loopback(config.current.admin.bind, "admin.bind"), "admin.bind")
         return OniondDaemon(Runtime(reactor, name="oniond", config=config), config, socket)
     except RonError as error:

@@ -329,7 +329,8 @@ class Runtime:
             self._certificates.setServiceParent(self._services)
         self._certificates.add(name, context)
         handshake_s = self.edge.limits.handshake_timeout_ms / 1000
-        return wrap_tls(self.reactor, site, context, metrics=self.metrics, handshake_s=handshake_s)
+        allowed = frozenset(tls.clients) or None
+        return wrap_tls(self.reactor, site, context, metrics=self.metrics, handshake_s=handshake_s, allowed=allowed)
 
     def _loop(self, work: Callable[[], Any], interval_s: float) -> tuple[LoopingCall, float]:
         loop = LoopingCall(work)

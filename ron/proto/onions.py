@@ -59,6 +59,12 @@ class Pow(_Strict, frozen=True, kw_only=True):
     queue_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 2500
 
 
+class Limits(_Strict, frozen=True, kw_only=True):
+    """What one visitor may have. streams: connections at a time on one circuit; a circuit that wants more is closed."""
+
+    streams: Annotated[int, Meta(ge=0, le=65535, description="0: as many as it likes")] = 0
+
+
 class Hints(_Strict, frozen=True, kw_only=True):
     """Wishes. regions: labels of own relays that introduction points should be near, the best first."""
 
@@ -75,6 +81,7 @@ class CreateRequest(_Strict, frozen=True, kw_only=True):
     client_auth: Annotated[tuple[Client, ...], Meta(max_length=MAX_CLIENTS)] = ()
     pow: Pow | None = None
     hints: Hints = Hints()
+    limits: Limits = Limits()
     isolation: Isolation | None = None
     wait_s: WaitS = 0.0
 
@@ -163,6 +170,7 @@ class OnionView(msgspec.Struct, frozen=True, kw_only=True):
     clients: tuple[Client, ...]
     created_at: str
     hints: Hints = Hints()
+    limits: Limits = Limits()
     pow: Pow | None = None
     previous: Previous | None = None
     reason: str | None = None

@@ -230,6 +230,12 @@ def check_tls(tls: TlsConfig | None, key: str) -> None:
     for name, path in (("certificate", tls.certificate), ("key", tls.key)):
         if not path:
             raise ConfigError("TLS needs a certificate and its key", key=f"{key}.{name}", hint="name its PEM file")
+    if tls.clients and not tls.client_ca:
+        raise ConfigError(
+            "nobody is asked for a certificate, so none can be told from another",
+            key=f"{key}.client_ca",
+            hint="name the CA that signs the clients, or leave out clients",
+        )
 
 
 def check_expose(expose: tuple[Expose, ...], key: str) -> None:

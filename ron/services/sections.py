@@ -38,17 +38,21 @@ class E2ESection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pq_hybrid: bool = True
 
 
+Identity = Annotated[str, Meta(pattern=r"^ron://[^\x00-\x20]{1,200}\Z")]
+
+
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A TLS 1.3 listener beside the plain one on loopback. bind: any address, for TLS makes it safe.
 
     certificate, key: files (PEM), relative to the home. client_ca: who must have signed a client's certificate; empty
-    asks for none.
+    asks for none. clients: the identities (`ron://node/NAME`) that may connect; empty lets in all that it has signed.
     """
 
     bind: str = "127.0.0.1:9443"
     certificate: PathText = ""
     key: PathText = ""
     client_ca: PathText = ""
+    clients: Annotated[tuple[Identity, ...], Meta(max_length=1024)] = ()
 
 
 class AdminSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,6 +20,7 @@ from ron.web.head import answer_head, error_answer
 if TYPE_CHECKING:
     from ron.web.request import RonRequest
     from ron.web.site import RonSite
+    from ron.web.websocket import WebSocket
 
 # Slower than this on average, after a grace of the idle time, a body or an answer is given up: tor's slowest circuits
 # make tens of KiB a second, and a 16 MiB body at this rate still holds its connection for over four hours.
@@ -51,6 +52,7 @@ class RonChannel(http.HTTPChannel):
     _penalty: IDelayedCall | None = None
     _turned_away = False
     _replaying = False
+    _socket: WebSocket | None = None
 
     # -- coming and going -------------------------------------------------------------------------------------------
 
@@ -86,6 +88,8 @@ class RonChannel(http.HTTPChannel):
             self.site.edge.traffic.flush()
         elif self._turned_away:
             self.site.turned_away -= 1
+        if self._socket is not None:
+            self._socket.lost()
         super().connectionLost(reason)
 
     def _turn_away(self, error: Refused) -> None:
@@ -118,8 +122,9 @@ class RonChannel(http.HTTPChannel):
 
     @property
     def busy(self) -> bool:
-        """True while a request is being received or answered; sending the rest of an answer is not being busy."""
-        return bool(self.requests) and self._held is None
+        """True while a request is being received or answered; sending the rest of an answer is not being busy, and a
+        WebSocket has nothing to finish."""
+        return bool(self.requests) and self._held is None and self._socket is None
 
     # -- how long it may take ---------------------------------------------------------------------------------------
 
@@ -268,9 +273,32 @@ class RonChannel(http.HTTPChannel):
             self._replaying = False
 
     def loseConnection(self) -> None:
-        """Close once everything was sent; who does not read it is cut off."""
+        """Close once everything was sent; who does not read it is cut off. A WebSocket says goodbye first."""
+        if self._socket is not None:
+            self._socket.going_away()
+        else:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """`loseConnection` without any goodbye."""
         self._watch_sending()
         super().loseConnection()
+
+    def hand_over(self, socket: WebSocket) -> None:
+        """The connection is `socket`'s. Its request never ends, so that Twisted takes no other one from here on."""
+        self._socket = socket
+        early, self._dataBuffer = b"".join(self._dataBuffer), []
+        self.registerProducer(socket, True)
+        socket.opened(paused=self._waitingForTransport)
+        if early:
+            socket.received(early)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take what is no line: a body, the next request while one is answered, or a WebSocket's frames."""
+        if self._socket is not None:
+            self._socket.received(data)
+        else:
+            super().rawDataReceived(data)
 
     # -- malformed requests -----------------------------------------------------------------------------------------
 

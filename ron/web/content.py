@@ -6,7 +6,8 @@ In: an `Asset` and the request's headers. Out: status, headers and the bytes to 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ron.proto.assets import Asset
 from ron.proto.errors import ErrorCode, RonError
@@ -24,11 +25,12 @@ class Raw(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What goes on the wire."""
+    """What goes on the wire. takes_over: made with the channel, whose connection is its own after this answer (101)."""
 
     status: int
     headers: dict[str, str]
     body: bytes
+    takes_over: Callable[[Any], Any] | None = None
 
 
 def answer_asset(

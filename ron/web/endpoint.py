@@ -6,6 +6,7 @@ Order: correlation id → room for it → capability → gate → DTO → handle
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -57,8 +58,17 @@ class Call:
             self.capability.require(name, value)
 
 
+class Upgrade(ABC):
+    """What a handler returns for a connection that is to speak another protocol."""
+
+    @abstractmethod
+    def answer(self, request: RonRequest) -> Answer:
+        """The answer to `request` that agrees. Raises `RonError` where it does not."""
+
+
 class Handler(Protocol):
-    """`handler(call[, body], **path_params)`; returns a struct (JSON), an `Asset`, a `Raw`, or an awaitable of one."""
+    """`handler(call[, body], **path_params)`; returns a struct (JSON), an `Asset`, a `Raw`, an `Upgrade`, or an
+    awaitable of one."""
 
     def __call__(self, call: Call, *args: Any, **params: str) -> Any: ...
 
@@ -168,7 +178,7 @@ class BoundEndpoint:
         call = Call(turn.corr_id, spec.method, path, getattr(request.client, "host", None) or "")
         if spec.scope is not None:
             wanted = Wanted(spec.scope, spec.method, path, spec.enforces)
-            call.capability = turn.capability = edge.authority.admit(_bearer(request), wanted)
+            call.capability = turn.capability = edge.authority.admit(bearer(request), wanted)
         if spec.gate:
             edge.gate(call, request, spec)
         body = request.body()
@@ -242,6 +252,8 @@ def _encode(outcome: Any, request: RonRequest) -> Answer:
             byte_range=request.header("range") if request.method == b"GET" else None,
             if_range=request.header("if-range"),
         )
+    if isinstance(outcome, Upgrade):
+        return outcome.answer(request)
     if isinstance(outcome, Raw):
         headers = {"Content-Type": outcome.content_type, "Cache-Control": "no-store", **(outcome.headers or {})}
         return Answer(outcome.status, headers, outcome.body)
@@ -271,7 +283,8 @@ def _as_ron_error(failure: Failure, corr_id: str, route: str) -> RonError:
     return RonError(ErrorCode.INTERNAL, "internal error", hint="the node's log has it under this correlation id")
 
 
-def _bearer(request: RonRequest) -> str | None:
+def bearer(request: RonRequest) -> str | None:
+    """The token that the request carries."""
     value = request.header("authorization")
     if value is None:
         return None

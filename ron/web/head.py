@@ -26,8 +26,8 @@ _rng = random.SystemRandom()
 
 
 def is_bodiless(status: int) -> bool:
-    """True for the statuses that have neither body nor Content-Length here (RFC 9110 §8.6, §15.4.5)."""
-    return status in {204, 304}
+    """True for the statuses that have neither body nor Content-Length here (RFC 9110 §8.6, §15.2, §15.4.5)."""
+    return status in {101, 204, 304}
 
 
 def answer_head(answer: Answer, version: bytes, corr_id: str | None, *, close: bool) -> bytes:

@@ -146,7 +146,11 @@ class RonRequest(server.Request):
         else:
             channel.write(head)
             channel.write(body)
-        self.finish()
+        if answer.takes_over is None:
+            self.finish()
+        else:
+            self._close_stream()
+            channel.hand_over(answer.takes_over(channel))
 
     def finish(self) -> None:
         """The answer is complete. Klein ends what was answered already once more: that means nothing."""

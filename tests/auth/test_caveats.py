@@ -29,12 +29,13 @@ segments = st.lists(st.from_regex(r"[a-z0-9.%~-]{1,5}", fullmatch=True), min_siz
 class Forms(SynchronousTestCase):
     def test_the_names_of_the_design(self) -> None:
         self.assertEqual(
-            KNOWN, {"aud", "tenant", "app", "scope", "method", "path", "exp", "rps", "bytes_per_day", "topic"}
+            KNOWN,
+            {"aud", "tenant", "app", "scope", "method", "path", "exp", "rps", "bytes_per_day", "topic", "holder"},
         )
         self.assertEqual(len(GENERAL) + len(RESOURCE) + len(ALLOWANCES), len(KNOWN))
 
     @given(
-        st.sampled_from(sorted(KNOWN - ALLOWANCES - {"exp"})),
+        st.sampled_from(sorted(KNOWN - ALLOWANCES - {"exp", "holder"})),
         st.text(min_size=1, max_size=300).map(str.strip).filter(bool),
     )
     def test_there_and_back(self, name: str, value: str) -> None:
@@ -47,6 +48,12 @@ class Forms(SynchronousTestCase):
             caveat = parse_caveat(text)
             self.assertIn(caveat.name, KNOWN)
             self.assertEqual(str(caveat), text)
+
+    def test_a_holder_is_a_key_in_one_spelling(self) -> None:
+        key = "0123456789abcdef" * 4
+        self.assertEqual(parse_caveat(f"holder = {key}"), Caveat("holder", key))
+        for value in (key[:-1], key + "0", key.upper(), "g" * 64, "٠" * 64, f"0x{key[:-2]}", f"{key}\n"):
+            self.assertRaises(ValueError, parse_caveat, f"holder = {value}")
 
     def test_near_misses(self) -> None:
         for text in (

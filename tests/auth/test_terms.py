@@ -31,7 +31,8 @@ caveats = st.one_of(
             ["2020-01-01T00:00:00Z", "2027-01-15T08:00:00Z", "2027-01-15T10:00:01+02:00", "2040-01-01T00:00:00Z"]
         ),
     ),
-    st.builds(Caveat, st.sampled_from(sorted(RESOURCE)), st.sampled_from(["x", "y"])),
+    st.builds(Caveat, st.sampled_from(sorted(RESOURCE - {"holder"})), st.sampled_from(["x", "y"])),
+    st.builds(Caveat, st.just("holder"), st.sampled_from(["0" * 64, "1" * 64])),
     st.builds(Caveat, st.sampled_from(["rps", "bytes_per_day"]), st.sampled_from(["1", "5", "100000"])),
 )
 wanteds = st.builds(

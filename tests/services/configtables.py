@@ -23,7 +23,7 @@ def full(schema: type[Any], **sections: Any) -> dict[str, Any]:
     return msgspec.json.decode(msgspec.json.encode(tables))  # type: ignore[no-any-return]
 
 
-TLS = {"certificate": "a.crt", "key": "a.key", "client_ca": "ca.crt"}
+TLS = {"certificate": "a.crt", "key": "a.key", "client_ca": "ca.crt", "clients": ["ron://node/desk"]}
 AUTOSCALE = {"circuits_p95": 200, "connect_ms_p95": 1200}
 FULL = {
     "ron-node": full(NodeConfig, gateway={"expose": EXPOSE, "tls": TLS}),

@@ -8,7 +8,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ron.kernel.config import ConfigError, convert
 from ron.services.configs import NodeConfig
+from ron.tor.onionkeys import address_of, new_key
 from tests.services.configtables import APPS, AUTOSCALE, EXPOSE, check
+
+PEER = address_of(new_key())
 
 
 class Rules(SynchronousTestCase):
@@ -87,11 +90,41 @@ class Rules(SynchronousTestCase):
             for folder in ("", "/dev/shm/ron", "/run/user/1000/ron", "/dev/shm/./a/../b"):
                 check("ron-node", {**sections, section: {name: folder}})
 
-    def test_federation_is_refused_with_and_without_its_handshake(self) -> None:
-        for daemon in ("ron-node", "omnigate"):
+    def test_federation_needs_its_handshake(self) -> None:
+        for daemon in ("ron-node", "ron-oniond", "omnigate"):
             self.refused("federation.zk_handshake", daemon, federation={"enabled": True, "zk_handshake": False})
-            self.refused("federation.enabled", daemon, federation={"enabled": True})
-            check(daemon, {"federation": {"zk_handshake": False}})
+            apps = {"apps": APPS} if daemon == "ron-oniond" else {}
+            check(daemon, {**apps, "federation": {"zk_handshake": False}})
+            check(daemon, {**apps, "federation": {"enabled": True, "allow": [PEER]}})
+
+    def test_peers_are_onions_named_once(self) -> None:
+        mistyped = PEER[:10] + ("a" if PEER[10] != "a" else "b") + PEER[11:]
+        for wrong in ("x.onion", PEER.upper(), PEER.removesuffix(".onion"), mistyped, "example.org"):
+            self.refused("federation.allow[0]", federation={"enabled": True, "allow": [wrong]})
+            peer = [{"onion": wrong, "socks": "127.0.0.1:9050"}]
+            self.refused("federation.peer[0].onion", "ron-oniond", federation={"enabled": True, "peer": peer})
+            check("ron-node", {"federation": {"allow": [wrong]}})
+        self.refused("federation.allow[1]", federation={"enabled": True, "allow": [PEER, PEER]})
+        for port in (0, 65536):
+            peer = [{"onion": PEER, "socks": f"127.0.0.1:{port}"}]
+            self.refused("federation.peer[0].socks", federation={"enabled": True, "peer": peer})
+        for socks in ("0.0.0.0:9050", "localhost:9050", "127.0.0.1", ""):
+            tables = {"federation": {"peer": [{"onion": PEER, "socks": socks}]}}
+            self.assertRaises(ConfigError, convert, tables, NodeConfig)
+
+    def test_who_is_kept_federated_is_allowed(self) -> None:
+        onion = {"federate_peers": [PEER]}
+        self.refused("onion.federate_peers[0]", onion=onion, federation={"enabled": True})
+        check("ron-node", {"onion": onion, "federation": {"enabled": True, "allow": [PEER]}})
+        self.refused("onion.federate_peers[0]", onion={"federate_peers": ["x"]}, federation={"enabled": True})
+
+    def test_a_federated_onion_stays_and_is_nobody_elses(self) -> None:
+        memory = {"onion": {"amnesia": True}, "log": {"to": "memory"}, "federation": {"enabled": True}}
+        self.refused("federation.enabled", **memory)
+        self.refused("federation.enabled", "ron-oniond", **memory)
+        self.refused("federation.enabled", onion={"app": "federation"}, federation={"enabled": True})
+        apps = [{"name": "federation", "expose": EXPOSE}]
+        self.refused("federation.enabled", "ron-oniond", apps=apps, federation={"enabled": True})
 
     def test_attestation_is_refused(self) -> None:
         for daemon in ("ron-node", "omnigate"):
@@ -123,6 +156,10 @@ class Rules(SynchronousTestCase):
             self.refused(f"{key}.certificate", daemon, **{section: {"tls": {"key": "a.key"}}})
             self.refused(f"{key}.certificate", daemon, **{section: {"tls": {"client_ca": "ca.crt"}}})
             self.refused(f"{key}.certificate", daemon, **{section: {"tls": {}}})
+            known = {"certificate": "a.crt", "key": "a.key", "clients": ["ron://node/desk"]}
+            self.refused(f"{key}.client_ca", daemon, **{section: {"tls": known}})
+            with self.assertRaises(ConfigError):
+                check(daemon, {section: {"tls": {**known, "client_ca": "ca.crt", "clients": ["desk"]}}})
 
     def test_other_listeners_are_loopback_addresses_of_their_own_too(self) -> None:
         keys = ("gateway.bind", "mailbox.listen", "mailbox.ws_listen", "api.grpc_addr", "admin.bind")

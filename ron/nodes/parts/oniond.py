@@ -22,6 +22,7 @@ from ron.services.oniond.audit import Auditor, FileAudit, MemoryAudit
 from ron.services.oniond.config import OnionConfig
 from ron.services.oniond.service import OniondService
 from ron.services.oniond.telemetry import Telemetry
+from ron.tor.backends import detect_tor
 from ron.web.site import RonSite
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def onion_runtime(
         health=runtime.health,
         audit=audit,
         progress=lambda stage: show_stage(runtime.bus, stage),
+        backend=detect_tor(config.tor_binary),
         telemetry=Telemetry(runtime.metrics, runtime.reactor, time.time),
     )
     for app, ports in apps.items():

@@ -17,6 +17,7 @@ from ron.nodes.parts import Host, Part
 from ron.nodes.runtime import Runtime
 from ron.proto.errors import not_found
 from ron.services.oniond.config import OnionConfig
+from ron.tor.backends import Capability, detect_arti, require
 from ron.tor.binary import find_tor
 from ron.tor.clients import JoinedClients, PublicClients
 from ron.tor.fleet import Fleet, Stage
@@ -63,6 +64,13 @@ def make_network(runtime: Runtime, config: OnionConfig, clients: Sequence[str]) 
     if config.network == "joined":
         return JoinedClients(runtime.reactor, snippet=Path(config.client_torrc), **settings)
     return PrivateNetwork(runtime.reactor, **settings)
+
+
+def check_backend(config: OnionConfig) -> None:
+    """Raises `RonError` when the configured backend is not there, or cannot do what is asked of it. Blocks."""
+    if config.backend == "arti":
+        require(detect_arti("arti"), Capability.ONION_V3, Capability.ADD_ONION_DETACHED, Capability.CONTROL_EVENTS)
+    find_tor(config.tor_binary)
 
 
 class NetworkService(Service):

@@ -16,7 +16,7 @@ OnionPeer = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"
 class OnionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How onions are made.
 
-    backend: `binary-tor` is the only one yet. embedded: run the runtime inside this process. amnesia: keys only in
+    backend: `binary-tor`; `arti` is known, and refused for what it lacks (`ronctl onion backends`). embedded: run the runtime inside this process. amnesia: keys only in
     memory, network state in a memory-backed folder that is wiped at exit. app: whose onion the node's own ports are
     exposed on.
     network: `private` is one of our own on this host; `joined` one over several hosts, whose operator's lines stand in
@@ -28,7 +28,7 @@ class OnionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     maker says otherwise. max_onions, max_per_app: so many that programs ask for; those of the config do not count.
     """
 
-    backend: Literal["binary-tor"] = "binary-tor"
+    backend: Literal["binary-tor", "arti"] = "binary-tor"
     network: Literal["private", "joined", "public"] = "private"
     client_torrc: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     embedded: bool = True

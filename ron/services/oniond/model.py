@@ -19,6 +19,7 @@ from ron.proto.onions import (
     CreateRequest,
     Hints,
     Isolation,
+    Limits,
     Persistence,
     Port,
     Pow,
@@ -56,6 +57,7 @@ class Onion(msgspec.Struct, frozen=True, kw_only=True):
     clients: tuple[Client, ...] = ()
     pow: Pow | None = None
     hints: Hints = Hints()
+    limits: Limits = Limits()
     state: State = "active"
     previous: PreviousKey | None = None
     drain_until_s: float = 0.0
@@ -81,13 +83,16 @@ class Onion(msgspec.Struct, frozen=True, kw_only=True):
         return OnionSpec(
             key=key,
             ports=tuple(PortMap(port.onion_port, port.local) for port in self.ports),
-            flags=(FLAG,) if self.clients else (),
-            options=(*self._clients(), *self._pow()),
+            flags=(*((FLAG,) if self.clients else ()), *(("MaxStreamsCloseCircuit",) if self.limits.streams else ())),
+            options=(*self._clients(), *self._pow(), *self._limits()),
         )
 
     def _clients(self) -> tuple[str, ...]:
         publics = [parse_public(client.public_key) for client in self.clients]
         return add_onion_options(publics) if publics else ()
+
+    def _limits(self) -> tuple[str, ...]:
+        return (f"MaxStreams={self.limits.streams}",) if self.limits.streams else ()
 
     def _pow(self) -> tuple[str, ...]:
         if self.pow is None or not self.pow.enabled:
@@ -121,6 +126,7 @@ def create(
         clients=request.client_auth,
         pow=request.pow,
         hints=request.hints,
+        limits=request.limits,
         origin=origin,
     )
 

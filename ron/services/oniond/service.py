@@ -47,6 +47,7 @@ from ron.services.oniond.roles import role_of
 from ron.services.oniond.store import DATABASE, OnionStore, legacy_key
 from ron.services.oniond.storehealth import StoreHealth
 from ron.services.oniond.telemetry import Telemetry
+from ron.tor.backends import BackendReport, Capability, require
 from ron.tor.fleet import Stage
 from ron.tor.onionkeys import new_key
 
@@ -83,7 +84,8 @@ class Audit(Protocol):
 class OniondService(Service):
     """The onions of this host.
 
-    directory: where the store is, None for memory only. audit: told before a key leaves. now: Unix seconds.
+    directory: where the store is, None for memory only. audit: told before a key leaves. backend: what tor can do here,
+    None for everything. now: Unix seconds.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class OniondService(Service):
         health: HealthState,
         audit: Audit,
         telemetry: Telemetry,
+        backend: BackendReport | None = None,
         progress: Callable[[Stage], None] = lambda stage: None,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -106,6 +109,7 @@ class OniondService(Service):
         self._tors = tors
         self._health = health
         self._audit = audit
+        self._backend = backend
         self._progress = progress
         self._now = now
         self._apps: dict[str, tuple[Port, ...]] = {}
@@ -216,6 +220,7 @@ class OniondService(Service):
 
     async def create(self, request: CreateRequest) -> OnionView:
         """A new onion, or the one that this `op_id` has made already."""
+        self._check_able(CLIENT_AUTH=bool(request.client_auth), ONION_POW=request.pow is not None)
         act, key = asked(request.app, "create", "", request), new_key()
         onion, new = await self._registry.create(
             act, lambda: model.create(request, key, now_s=self._now(), isolation=self._config.isolation)
@@ -250,6 +255,7 @@ class OniondService(Service):
 
     async def add_client(self, onion_id: str, request: AddClientRequest, may: str | None = None) -> OnionView:
         """One more may find it."""
+        self._check_able(CLIENT_AUTH=True)
         act = self._act("client.add", onion_id, request, may)
         onion = self.find(onion_id, may)
         await self._audit.record("client_added", app=onion.app, onion=onion.address, client=request.client.name)
@@ -318,6 +324,11 @@ class OniondService(Service):
 
     # Inside
 
+    def _check_able(self, **wanted: bool) -> None:
+        """Raises `RonError` (Unsupported) for what this host's tor cannot do."""
+        if self._backend is not None:
+            require(self._backend, *(Capability[name] for name, asked_for in wanted.items() if asked_for))
+
     def _act(self, kind: str, onion_id: str, request: Any, may: str | None) -> Asked:
         return asked(self.find(onion_id, may).app, kind, onion_id, request)
 
@@ -349,6 +360,7 @@ class OniondService(Service):
             clients=onion.clients,
             created_at=rfc3339(onion.created_s),
             hints=onion.hints,
+            limits=onion.limits,
             pow=onion.pow,
             previous=self._previous(onion),
             bringup_ms=standing.bringup_ms,

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from ron.proto.errors import bad_request, too_large
-from ron.tor.hostnet.plan import FORMAT
+from ron.tor.hostnet.plan import FORMAT, Member
 
 INDEX = "bundle.json"
 MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES = 1024 * 1024, 256 * 1024, 32
@@ -29,7 +29,7 @@ _REMAKE = "fetch the bundle again, or let the operator make it anew"
 class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a bundle is. role: authority, relay or client. whole: it brings the node's keys, not only what changed.
 
-    members: fingerprints of all nodes, for an authority. sha256: digest by file in the bundle.
+    members: all nodes, for an authority. sha256: digest by file in the bundle.
     """
 
     format: int
@@ -38,7 +38,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: str
     role: str
     whole: bool
-    members: tuple[str, ...]
+    members: tuple[Member, ...]
     sha256: dict[str, str]
 
 

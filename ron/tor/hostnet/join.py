@@ -19,7 +19,7 @@ from ron.proto.errors import RonError, bad_request, conflict
 from ron.tor.binary import TorBinary
 from ron.tor.hostnet.bundles import Bundle, Index
 from ron.tor.hostnet.owned import owned_folder, write_owned
-from ron.tor.hostnet.plan import CLIENT, check_name
+from ron.tor.hostnet.plan import CLIENT, Member, check_name
 from ron.tor.hostnet.texts import USUAL_SOCKS_PORT, filled
 from ron.tor.hostnet.workshop import UNIT
 from ron.tor.torrc import write_verified
@@ -32,7 +32,7 @@ _NOT_OURS = "name a new folder with --dir"
 class Joined(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`node.json`: which node of which network lives in a folder. user: who tor runs as.
 
-    members: fingerprints of all nodes, for an authority to know who belongs to the network.
+    members: all nodes, for an authority to know who belongs to the network.
     """
 
     network_id: str
@@ -42,7 +42,7 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     directory: str
     user: str
     socks_port: int | None = None
-    members: tuple[str, ...] = ()
+    members: tuple[Member, ...] = ()
 
 
 class Owner(NamedTuple):

@@ -62,6 +62,15 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     region: str | None = None
 
 
+class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an authority knows of a node of the network: name, 40 hex, and where its ORPort is."""
+
+    name: str
+    fingerprint: str
+    address: str
+    or_port: int
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The network. generation: counts changes, so that an older bundle is not taken for news. Holds no secret."""
 
@@ -82,6 +91,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if node.name == name:
                 return node
         raise not_found(f"the network has no node {name}; it has {', '.join(n.name for n in self.nodes)}")
+
+    def members(self) -> tuple[Member, ...]:
+        """Every node, as authorities know it."""
+        return tuple(
+            Member(name=node.name, fingerprint=node.fingerprint, address=node.address, or_port=node.or_port)
+            for node in self.nodes
+        )
 
     def timing(self) -> Timing:
         """How its authorities vote."""

@@ -237,13 +237,9 @@ def due_for_renewal(manifest: Manifest, now: datetime, before: timedelta) -> lis
 
 def _needs_update(before: Manifest, after: Manifest, node: Node) -> bool:
     """Authorities know every node; the others change when their torrc does."""
-    if node.role == "authority" and _fingerprints(before) != _fingerprints(after):
+    if node.role == "authority" and before.members() != after.members():
         return True
     return texts.node_torrc(before, node) != texts.node_torrc(after, node)
-
-
-def _fingerprints(manifest: Manifest) -> tuple[str, ...]:
-    return tuple(node.fingerprint for node in manifest.nodes)
 
 
 def _write(folder: Path, manifest: Manifest, name: str, role: str, files: Mapping[str, bytes], *, whole: bool) -> Made:
@@ -254,7 +250,7 @@ def _write(folder: Path, manifest: Manifest, name: str, role: str, files: Mappin
         name=name,
         role=role,
         whole=whole,
-        members=_fingerprints(manifest) if role == "authority" else (),
+        members=manifest.members() if role == "authority" else (),
         sha256=bundles.digests(files),
     )
     content = bundles.pack(bundles.Bundle(index=index, files=dict(files)))

@@ -17,12 +17,14 @@ from ron.proto.onions import (
     ExportRequest,
     OnionView,
     Port,
+    Pow,
     RemoveClientRequest,
     RotateRequest,
 )
 from ron.services.oniond.config import OnionConfig
 from ron.tor import clientauth
 from ron.tor import onions as onions_module
+from ron.tor.backends import BackendReport, Capability, Gap
 from ron.tor.onionkeys import OnionKey, address_of, new_key
 from tests.services.oniond.fakes import WIKI, OnionTor, create, op_id
 from tests.web.wire import until
@@ -177,6 +179,18 @@ class Making(Case):
         await self.fails(ErrorCode.CONFLICT, self.made(pow=None, isolation="process"))
         # how long one is ready to wait is no part of it
         await self.service.create(create(1))
+
+    async def test_what_this_hosts_tor_cannot_do(self) -> None:
+        able = frozenset(Capability) - {Capability.ONION_POW}
+        gap = Gap(capability=Capability.ONION_POW, why="tor is too old for it")
+        report = BackendReport(
+            name="binary-tor", available=True, path=None, version="0.4.8.1", capabilities=able, gaps=(gap,)
+        )
+        self.service._backend = report
+        await self.up()
+        error = await self.fails(ErrorCode.UNSUPPORTED, self.made(pow=Pow()))
+        self.assertIn("too old", str(error.hint))
+        await self.made()
 
     async def test_another_apps_op_id_says_nothing(self) -> None:
         await self.up()

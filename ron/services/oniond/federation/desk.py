@@ -151,8 +151,8 @@ class FederationDesk(Service):
             self._told_s[session.id] = self._now_s()
             await federation.exchange(session.id)
         except DeadlineError:
-            hint = "it cannot reach our onion, or it does not know us: its audit log says which"
-            raise RonError(ErrorCode.TIMEOUT, "the peer has not called us back", hint=hint) from None
+            hint = "it may be down; or it cannot reach our onion: its audit log has federation_failed then"
+            raise RonError(ErrorCode.TIMEOUT, "the peer did not answer, or did not call back", hint=hint) from None
         except RonError as error:
             if error.code is not ErrorCode.NO_CAPABILITY:
                 raise
