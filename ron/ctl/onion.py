@@ -30,12 +30,12 @@ from ron.ctl.onion_reach import (
     wait_option,
     yes_option,
 )
-from ron.ctl.onion_text import backends_text, details, parse_clients, parse_ports, summary, table
+from ron.ctl.onion_text import backends_text, details, parse_clients, parse_ports, parse_pow, summary, table
 from ron.kernel.units import parse_quantity
 from ron.proto.errors import ErrorCode, RonError, bad_request
 
 if TYPE_CHECKING:
-    from ron.proto.onions import ExportAnswer, Isolation, OnionView, Pow
+    from ron.proto.onions import ExportAnswer, Isolation, OnionView
     from ron.sdk.onions import Onions
 
 POLL_S = 0.5
@@ -77,6 +77,7 @@ def onion() -> None:
 @click.option("--pow", "with_pow", is_flag=True, help="tor's proof of work for visitors, asked for under load.")
 @click.option("--pow-rate", type=int, metavar="N", help="With --pow: so many requests a second.  [250]")
 @click.option("--pow-burst", type=int, metavar="N", help="With --pow: so many at once.  [2500]")
+@click.option("--max-streams", type=int, default=0, metavar="N", help="Connections a visitor may have; 0 is no limit.")
 @click.option("--region", "regions", multiple=True, metavar="LABEL", help="Where it should be met: own relays' labels.")
 @wait_option
 @op_id_option
@@ -90,6 +91,7 @@ def create(
     with_pow: bool,
     pow_rate: int | None,
     pow_burst: int | None,
+    max_streams: int,
     regions: tuple[str, ...],
     wait_s: float,
     op_id: str | None,
@@ -105,11 +107,11 @@ def create(
       ronctl onion create --app chat --port 80:unix:/run/chat.sock --port 6667:6667 --client bob=3Q6K…
       ADDRESS=$(ronctl onion create --app drop --port 80:8080 --ephemeral)
     """
-    from ron.proto.onions import Hints
+    from ron.proto.onions import Hints, Limits
     from ron.sdk.onions import new_op_id
 
     bound, visitors = parse_ports(ports), parse_clients(clients)
-    pow_, one_act = _pow(with_pow, pow_rate, pow_burst), op_id or new_op_id()
+    pow_, one_act = parse_pow(with_pow, pow_rate, pow_burst), op_id or new_op_id()
 
     async def work(reactor: Any, onions: Onions) -> OnionView:
         async def act(seconds: float) -> OnionView:
@@ -121,6 +123,7 @@ def create(
                 clients=visitors,
                 pow=pow_,
                 hints=Hints(regions=regions),
+                limits=Limits(streams=max_streams),
                 wait_s=seconds,
                 op_id=one_act,
             )
@@ -371,17 +374,6 @@ def backends(tor_binary: str, arti_binary: str, as_json: bool) -> None:
 
 
 onion.add_command(client)
-
-
-def _pow(wanted: bool, rate: int | None, burst: int | None) -> Pow | None:
-    from ron.proto.onions import Pow
-
-    if not wanted and (rate is not None or burst is not None):
-        raise click.UsageError("--pow-rate and --pow-burst need --pow")
-    if not wanted:
-        return None
-    rate = Pow().queue_rate if rate is None else rate
-    return Pow(queue_rate=rate, queue_burst=max(rate, Pow().queue_burst) if burst is None else burst)
 
 
 def _show(view: OnionView, wait_s: float, as_json: bool) -> None:

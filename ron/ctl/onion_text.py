@@ -11,7 +11,7 @@ from ron.ctl.plain import plain_text
 from ron.proto.errors import RonError, bad_request
 
 if TYPE_CHECKING:
-    from ron.proto.onions import Client, OnionView, Port
+    from ron.proto.onions import Client, OnionView, Port, Pow
     from ron.tor.backends import BackendReport
 
 _ID_CHARS = 8
@@ -49,6 +49,18 @@ def parse_client(name: str, public_key: str) -> Client:
     return Client(name=name, public_key=parse_public(public_key.strip()).base32)
 
 
+def parse_pow(wanted: bool, rate: int | None, burst: int | None) -> Pow | None:
+    """As --pow, --pow-rate and --pow-burst say. Raises `click.UsageError`."""
+    from ron.proto.onions import Pow
+
+    if not wanted and (rate is not None or burst is not None):
+        raise click.UsageError("--pow-rate and --pow-burst need --pow")
+    if not wanted:
+        return None
+    rate = Pow().queue_rate if rate is None else rate
+    return Pow(queue_rate=rate, queue_burst=max(rate, Pow().queue_burst) if burst is None else burst)
+
+
 def table(onions: Sequence[OnionView]) -> str:
     """One line an onion under a heading, by app and age; ids as short as they can be given."""
     ordered = sorted(onions, key=lambda one: (one.app, one.created_at, one.id))
@@ -77,6 +89,8 @@ def details(view: OnionView) -> str:
     rows += [("client", f"{client.name}  {client.public_key}") for client in view.clients]
     if view.pow is not None and view.pow.enabled:
         rows += [("pow", f"{view.pow.queue_rate} requests a second, {view.pow.queue_burst} at once")]
+    if view.limits.streams:
+        rows += [("limit", f"{view.limits.streams} connections a visitor")]
     if view.hints.regions:
         rows += [("region", ", ".join(view.hints.regions))]
     rows += [("visitors", f"{view.circuits} circuits")]

@@ -27,6 +27,7 @@ from ron.proto.onions import (
     ExportRequest,
     Hints,
     Isolation,
+    Limits,
     ListAnswer,
     OnionView,
     Persistence,
@@ -74,6 +75,7 @@ class Onions:
         clients: Sequence[Client] = (),
         pow: Pow | None = None,
         hints: Hints | None = None,
+        limits: Limits | None = None,
         wait_s: float = 0.0,
         op_id: str | None = None,
     ) -> OnionView:
@@ -86,6 +88,7 @@ class Onions:
             client_auth=tuple(clients),
             pow=pow,
             hints=hints or Hints(),
+            limits=limits or Limits(),
             isolation=isolation,
             wait_s=wait_s,
         )

@@ -66,7 +66,7 @@ def check_omnigate(config: OmnigateConfig) -> None:
     """Rules across keys. Raises `ConfigError`."""
     check_front(config, ("admin.bind", config.admin.bind))
     check_tls(config.admin.tls, "admin.tls")
-    check_scale(config.oniond)
+    check_scale(config.oniond, "oniond")
     check_trust(config.dos, config.federation, config.security)
 
 
@@ -124,6 +124,13 @@ def check_onion(onion: OnionConfig, log: LogSection, profiling: ProfilingConfig)
             "a joined network needs its operator's lines, and no other network has any",
             key="onion.client_torrc",
             hint='name snippet.torrc of a client bundle, and set onion.network = "joined"',
+        )
+    check_scale(onion, "onion")
+    if onion.relay_labels and onion.network == "public":
+        raise ConfigError(
+            "on the public network tor alone chooses its guards",
+            key="onion.relay_labels",
+            hint="leave it out: labels are for relays of our own",
         )
     if not onion.amnesia:
         return
@@ -213,13 +220,13 @@ def check_dos(dos: DosConfig) -> None:
         )
 
 
-def check_scale(oniond: OniondSection) -> None:
-    """Raises `ConfigError` when there is no number of backends that fits."""
-    if oniond.scale_min > oniond.scale_max:
+def check_scale(section: OniondSection | OnionConfig, name: str) -> None:
+    """Raises `ConfigError` when there is no number of tors that fits."""
+    if section.scale_min > section.scale_max:
         raise ConfigError(
-            f"{oniond.scale_min} is over oniond.scale_max ({oniond.scale_max})",
-            key="oniond.scale_min",
-            hint="lower it, or raise oniond.scale_max",
+            f"{section.scale_min} is over {name}.scale_max ({section.scale_max})",
+            key=f"{name}.scale_min",
+            hint=f"lower it, or raise {name}.scale_max",
         )
 
 

@@ -132,10 +132,14 @@ class ProfilingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class AutoscaleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When an onion gets another backend: circuits and milliseconds to connect, both at the 95th percentile."""
+    """When onions get another tor: circuits and milliseconds to connect, both at the 95th percentile.
 
-    circuits_p95: Annotated[int, Meta(ge=1, le=1_000_000)]
-    connect_ms_p95: Annotated[int, Meta(ge=1, le=600_000, extra={"unit": "ms"})]
+    queue_depth: visitors who still wait for their rendezvous; left out, it is not looked at.
+    """
+
+    circuits_p95: Annotated[int, Meta(ge=1, le=1_000_000, extra=LIVE)]
+    connect_ms_p95: Annotated[int, Meta(ge=1, le=600_000, extra={"unit": "ms", **LIVE})]
+    queue_depth: Annotated[int, Meta(ge=1, le=1_000_000, extra=LIVE)] | None = None
 
 
 class OniondSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

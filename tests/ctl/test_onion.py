@@ -237,13 +237,25 @@ class Commands(WithOniond):
     async def test_every_option_of_create(self) -> None:
         key = generate().public.base32
         words = ["--ephemeral", "--isolation", "process", "--client", f"bob={key}", "--region", "eu", "--region", "us"]
-        words += ["--pow", "--pow-rate", "3000", "--op-id", IDS[0], "--port", "80:8080", "--port", "81:unix:/run/a"]
+        words += [
+            "--max-streams",
+            "7",
+            "--pow",
+            "--pow-rate",
+            "3000",
+            "--op-id",
+            IDS[0],
+            "--port",
+            "80:8080",
+            "--port",
+            "81:unix:/run/a",
+        ]
         made = await self.said("create", "--app", "wiki", *words)
         self.assertEqual(made["ports"][1], {"onion_port": 81, "local": "unix:/run/a"})
         self.assertEqual((made["persistence"], made["isolation"]), ("ephemeral", "process"))
         self.assertEqual(made["clients"], [{"name": "bob", "public_key": key}])
         self.assertEqual((made["pow"]["queue_rate"], made["pow"]["queue_burst"]), (3000, 3000))
-        self.assertEqual(made["hints"]["regions"], ["eu", "us"])
+        self.assertEqual((made["hints"]["regions"], made["limits"]["streams"]), (["eu", "us"], 7))
         again = await self.said("create", "--app", "wiki", *words)
         self.assertEqual(again["id"], made["id"], "one op_id, one onion")
 

@@ -6,6 +6,7 @@ tors are asked by a control connection of our own, so that what the runtime says
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import http.client
 import http.server
@@ -17,7 +18,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,25 @@ class OnionWork:
         self.local = local
         self.tornet = tornet or daemon.home / "tornet"
         self.socket = daemon.home / "run" / "oniond.sock"
+        self._at_end: list[tuple[str, ...]] = []
+        atexit.register(self.end)
+
+    def at_end(self, *command: str) -> None:
+        """Run this when it has ended, whatever comes of it."""
+        self._at_end.append(command)
+
+    def end(self) -> None:
+        """End the daemon, and what was to follow."""
+        self.daemon.destroy()
+        commands, self._at_end = self._at_end, []
+        for command in commands:
+            subprocess.run(command, capture_output=True, check=False)
 
     # The control API
+
+    def headers(self) -> dict[str, str]:
+        """Of a request with a body by the operator."""
+        return {"Authorization": f"Bearer {self.daemon.admin_cap()}", "Content-Type": "application/json"}
 
     def connection(self, timeout_s: float = 70) -> UnixConnection:
         """A new one to the control API."""
@@ -109,6 +127,12 @@ class OnionWork:
         if reply.status != 200 or not view["ready"]:
             raise AssertionError(f"no onion: {reply.status} {reply.body!r}")
         return view
+
+    def answers(self) -> bool:
+        """Is there somebody behind the socket?"""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.call("GET", "/v1/onions").status == 200
+        return False
 
     def listed(self) -> dict[str, dict[str, Any]]:
         """Every onion there is, by id."""
@@ -202,20 +226,18 @@ def oniond(extra: str = "", onion: str = "", home: Path | None = None, local: st
 _shared: dict[str, OnionWork] = {}
 
 
-def shared(name: str, extra: str = "", onion: str = "") -> OnionWork:
-    """The running daemon `name`, started once; another one ends it, for each has seven tors."""
+def once(name: str, make: Callable[[], OnionWork]) -> OnionWork:
+    """What `make` gave the first time; another one ends it, for each has seven tors."""
     if name not in _shared:
         end_shared()
-        work = oniond(extra, onion)
-        work.daemon.start()
-        _shared[name] = work
+        _shared[name] = make()
     return _shared[name]
 
 
 def end_shared() -> None:
     """End what was started."""
     while _shared:
-        _shared.popitem()[1].daemon.destroy()
+        _shared.popitem()[1].end()
 
 
 @contextlib.contextmanager

@@ -164,7 +164,9 @@ class Federating(TestCase):
             self.assertGreaterEqual(verdict.records, 2)
 
     async def test_2_keys_and_lists_are_the_operators_alone(self) -> None:
+        await self.federated()
         folder = self.north.daemon.home / "federation"
+        await self.until((folder / "pins.json").exists, 5, "the peer's list being remembered")
         self.assertEqual(stat.S_IMODE(folder.stat().st_mode), 0o700)
         files = [path for path in folder.rglob("*") if path.is_file()]
         self.assertEqual({p.name for p in files}, {"list.json", "pins.json", f"{self.south.onion}.key"})

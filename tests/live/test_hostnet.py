@@ -22,7 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.live.netns import Hosts, address, in_user_namespace, mapped_root, why_not
 from tests.live.support import BIN, NO_TOR, ROOT, until
 
-VOTING = 20
+VOTING = 15
 NODES = {"a1": 1, "a2": 2, "a3": 3, "r1": 1, "r2": 2, "r3": 3}
 PAGE = "a page on another host"
 
@@ -34,20 +34,30 @@ class Control:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(20)
         self._socket.connect(str(directory / "data" / "control"))
-        self._file = self._socket.makefile("rw", newline="\r\n")
+        self._file = self._socket.makefile("rw", newline="")
         self.ask("AUTHENTICATE " + (directory / "data" / "control_auth_cookie").read_bytes().hex())
 
     def ask(self, line: str) -> str:
+        """The answer to `line`, which must be a success."""
+        answer = self.lines(line)
+        if not answer[-1].startswith("250"):
+            raise AssertionError(f"{line.split()[0]}: {answer[-1]}")
+        return "\n".join(answer)
+
+    def lines(self, line: str) -> list[str]:
+        """The answer to `line`, whatever it is."""
         self._file.write(line + "\r\n")
         self._file.flush()
-        answer = []
+        answer, in_data = [], False
         while True:
-            got = self._file.readline()
+            got = self._file.readline().rstrip("\r\n")
             answer.append(got)
-            if got[3:4] == " ":
-                if not got.startswith("250"):
-                    raise AssertionError(f"{line.split()[0]}: {got}")
-                return "".join(answer)
+            if in_data:
+                in_data = got != "."
+            elif got[3:4] == "+":
+                in_data = True
+            elif got[3:4] == " ":
+                return answer
 
     def close(self) -> None:
         self._file.close()
@@ -140,6 +150,12 @@ class HostnetTests(SynchronousTestCase):
         self.until(went_on, 4 * VOTING, "two of three authorities agreeing")
         self.assertIn(f"a3: nothing answers at {address(3)}:9001", self.check()["problems"])
         self.tell("consensus of two")
+        lost = next(
+            n["fingerprint"] for n in json.loads((self.net / "network.json").read_text())["nodes"] if n["name"] == "a3"
+        )
+        for client in ("client1", "client3"):
+            self.until(lambda client=client: not self.sees(client, lost), 90, f"{client} hearing of it")
+        self.tell("clients have heard of it")
 
     def replace_it(self) -> None:
         """An authority for the dead one, and a relay more: the bundles of both changes reach everybody they are for."""
@@ -208,6 +224,14 @@ class HostnetTests(SynchronousTestCase):
             return False
         try:
             return "PROGRESS=100" in control.ask("GETINFO status/bootstrap-phase")
+        finally:
+            control.close()
+
+    def sees(self, name: str, fingerprint: str) -> bool:
+        """Whether the consensus of the tor in folder `name` lists that relay."""
+        control = Control(self.folder / name)
+        try:
+            return any(line.startswith("r ") for line in control.lines(f"GETINFO ns/id/{fingerprint}"))
         finally:
             control.close()
 

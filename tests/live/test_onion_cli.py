@@ -1,4 +1,4 @@
-"""`ronctl onion` and examples/onion.sh against a running ron-oniond, its visitors coming through tor. Needs tor, curl."""
+"""`ronctl onion` and examples/onion.sh against a running ron-oniond; visitors come through tor. Needs tor, curl."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ _running: list[Daemon] = []
 def daemon() -> Daemon:
     """One for all tests; the end of the process ends it."""
     if not _running:
-        _running.append(Daemon("ron-oniond", CONFIG, "onions.json"))
-        _running[0].start()
+        started = Daemon("ron-oniond", CONFIG, "onions.json")
+        started.start()
+        _running.append(started)
     return _running[0]
 
 
@@ -86,7 +87,7 @@ class OnionCommand(TestCase):
         self.onion("status", made["id"], code=7)
 
     async def test_only_who_holds_a_key_gets_in(self) -> None:
-        key = self.mktemp()
+        key = str(self.daemon.home / "bob.key")
         public = self.onion("client", "new-key", "--out", key)["public_key"]
         made = self.create("secret", "--client", f"bob={public}")
         self.assertEqual(self.visit(made["onion"], IN_VAIN_S), b"", "without a key")

@@ -6,7 +6,7 @@ step() { printf -- '-- %s\n' "$*"; }
 die() {
     printf 'BROKEN: %s\n' "$*"
     tail -n 20 /tmp/output 2>/dev/null
-    tail -n 5 $home/log/*.jsonl 2>/dev/null | cut -c1-300
+    tail -n 5 $home/log/node.jsonl 2>/dev/null | cut -c1-300
     exit 1
 }
 
@@ -21,7 +21,7 @@ says() { grep -q -- "$1" /tmp/output || die "no \"$1\" in the output"; } # of wh
 
 equal() { [ "$1" = "$2" ] || die "$3: \"$1\" is not \"$2\""; }
 
-as() { who=$1; shift; setpriv --reuid="$who" --regid="$who" --init-groups -- "$@"; }
+as() { who=$1; shift; setpriv --reuid="$who" --regid="$(id -g "$who")" --init-groups -- "$@"; }
 
 ready() { # the node is ready within two minutes
     tries=0
@@ -63,8 +63,9 @@ check_ronctl() {
     equal "$(find $home ! -user ron | wc -l)" 0 "files of others in $home after root's ronctl"
     expect 4 as nobody ronctl status
     expect 0 as nobody ronctl validate --file /etc/ron/oniond.toml
-    ronctl cap mint --scope node:read | tail -n 1 >/tmp/read.cap
-    chmod 644 /tmp/read.cap
+    ronctl cap mint --scope node:read 2>/dev/null | tail -n 1 >/tmp/read.cap
+    chmod 600 /tmp/read.cap
+    chown nobody /tmp/read.cap
     expect 0 as nobody ronctl status --node http://127.0.0.1:9080 --cap /tmp/read.cap
     rm /tmp/read.cap
     expect 0 ronctl cap mint --scope mailbox:send

@@ -107,7 +107,7 @@ expect 0 systemctl is-active ron-node
 [ -e /run/ron ] || die "the one that stopped took /run/ron away from the other"
 
 step "upgrading keeps config, state and address"
-printf 'before' | ronctl mailbox send keep/me
+printf 'before' | ronctl mailbox send keep/me >/tmp/output
 expect 0 dpkg -i --force-confdef --force-confold /root/second.deb
 expect 0 systemctl is-active ron-node
 ready

@@ -79,7 +79,7 @@ expect 3 /etc/init.d/ron-oniond status
 expect 0 $script status
 
 step "upgrading keeps config, state and address"
-printf 'before' | ronctl mailbox send keep/me
+printf 'before' | ronctl mailbox send keep/me >/tmp/output
 expect 0 dpkg -i --force-confdef --force-confold /root/second.deb
 expect 0 $script status
 ready
@@ -93,7 +93,7 @@ expect 0 dpkg -r rustyonions
 equal "$(of_ron)" 0 "processes of ron"
 [ ! -e /usr/lib/rustyonions ] || die "/usr/lib/rustyonions is still there: $(find /usr/lib/rustyonions | head -n 3)"
 [ -e $home/mailbox ] && [ -e /etc/ron/micronode.toml ] || die "state or config went"
-expect 0 $script start
+expect 0 sh $script start
 expect 0 dpkg -i --force-confold /root/second.deb
 ready
 equal "$(onion)" "$address" "address"

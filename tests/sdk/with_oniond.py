@@ -106,6 +106,9 @@ class WithOniond(FakeTor):
 
     # The tors
 
+    async def names(self) -> tuple[str, ...]:
+        return ("onion",)
+
     async def control_port(self, _name: str) -> int:
         return self.tor_port
 

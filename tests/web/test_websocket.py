@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -26,6 +24,7 @@ from wsproto.events import (
 )
 
 from ron.auth import Authority, Caveat, RootKeys
+from ron.auth.revocations import Revocation, Revocations
 from ron.kernel import Metrics
 from ron.kernel.limits_config import LimitsConfig
 from ron.proto.errors import bad_request
@@ -44,15 +43,9 @@ from ron.web.websocket import (
     websocket_endpoint,
 )
 from tests.web.wire import OnTheWire, Response, request, split_response, until
+from tests.web.wsclient import HANDSHAKE, KEY, Client, Wire
 
 SCOPE = ("scope", "echo:read")
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-HANDSHAKE = {
-    "Upgrade": "websocket",
-    "Connection": "Upgrade",
-    "Sec-WebSocket-Key": KEY,
-    "Sec-WebSocket-Version": "13",
-}
 
 
 class Echo:
@@ -80,53 +73,14 @@ class Echo:
         self.ended += 1
 
 
-class Wire(StringTransport):
-    """A transport whose other end stops reading when told to."""
-
-    aborted = False
-
-    def abortConnection(self) -> None:
-        self.aborted = True
-        self.disconnecting = True
-
-
-class Client:
-    """wsproto's client on a connection in memory."""
-
-    def __init__(self, site: Any) -> None:
-        self.transport = Wire()
-        self.channel = site.buildProtocol(None)
-        self.channel.makeConnection(self.transport)
-        self.ws = WSConnection(ConnectionType.CLIENT)
-
-    def connect(self, token: str | None, path: str = "/echo", headers: dict[str, str] | None = None) -> list[Event]:
-        sent = {**({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
-        extra = [(name.encode(), value.encode()) for name, value in sent.items()]
-        return self.exchange(Request("localhost", path, extra_headers=extra))
-
-    def exchange(self, *events: Event) -> list[Event]:
-        """Send all of them in one piece; what has come since."""
-        self.channel.dataReceived(b"".join(self.ws.send(event) for event in events))
-        return self.events()
-
-    def events(self) -> list[Event]:
-        """What has come since."""
-        received, _ = self.transport.value(), self.transport.clear()
-        if received:
-            self.ws.receive_data(received)
-        return list(self.ws.events())
-
-    def gone(self) -> None:
-        self.channel.connectionLost(Failure(connectionDone.value))
-
-
 class Case(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.now = 1_800_000_000.0
         self.metrics = Metrics()
         self.keys = RootKeys.generate()
-        self.authority = Authority(self.keys, audience="ron-node", now=lambda: self.now)
+        self.revocations = Revocations(self.keys)
+        self.authority = Authority(self.keys, audience="ron-node", now=lambda: self.now, revocations=self.revocations)
         self.edge = Edge(authority=self.authority, metrics=self.metrics, reactor=self.clock)
         self.sessions: list[Echo] = []
         self.sockets = Sockets("echo", limit=3, limit_each=2, origins=frozenset({"https://known.example"}))
@@ -396,6 +350,15 @@ class Ending(Case):
         self.now += 2
         self.clock.advance(LOOK_S)
         self.assertIn("expired", self.ends(client, client.events(), 1008))
+
+    def test_the_capability_is_revoked(self) -> None:
+        client = Client(self.site)
+        token = self.token()
+        client.connect(token)
+        revoked = Revocation(cap_id=self.authority.recognise(token).cap_id, kid=1)
+        self.revocations.revoke([revoked], self.now)
+        self.clock.advance(LOOK_S)
+        self.assertIn("revoked", self.ends(client, client.events(), 1008))
 
     def test_its_rate_is_left_alone(self) -> None:
         token = self.token(("rps", "0.01"))

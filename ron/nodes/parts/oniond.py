@@ -55,7 +55,9 @@ def onion_runtime(
         progress=lambda stage: show_stage(runtime.bus, stage),
         backend=detect_tor(config.tor_binary),
         telemetry=Telemetry(runtime.metrics, runtime.reactor, time.time),
+        wishes=lambda: runtime.config.current.onion,
     )
+    runtime.metrics.registry.register(service.scale_figures)
     for app, ports in apps.items():
         service.add_app(app, ports)
     return service
@@ -99,8 +101,9 @@ class OniondPart(Part):
             self.federation.start()
 
     def handlers(self) -> Handlers:
-        """onions: as they stand. onion: an app's address."""
+        """onions: as they stand. onion: an app's address. scale: the tors that share them, so many from now on."""
         return {
+            "scale": lambda command: self.service.scale(msgspec.convert(command.body, int | None)),
             "onions": lambda _command: self.service.status(),
             "onion": lambda command: self.service.onion(_text(command)),
         }

@@ -106,7 +106,7 @@ class TornetPart(Part):
 
 
 def network_handlers(network: Fleet) -> Handlers:
-    """tor, pids: as they stand. socks, control: ports of a client. release, restart: one tor. add, remove: a client."""
+    """tor, pids, clients: as they stand. socks, control: ports of a client. release, restart: one tor. add, remove: a client."""
 
     def socks(command: Command) -> int:
         try:
@@ -123,6 +123,7 @@ def network_handlers(network: Fleet) -> Handlers:
     return {
         "tor": lambda _command: network.facts(),
         "pids": lambda _command: network.pids(),
+        "clients": lambda _command: tuple(network.clients),
         "socks": socks,
         "control": lambda command: network.control_port(_text(command)),
         "release": lambda command: network.release(_text(command)),
@@ -149,6 +150,10 @@ class BusTorHost:
     async def socks_port(self, name: str) -> int:
         """Where `name` takes SOCKS. Raises NotFound."""
         return await self._bus.call("tornet", "socks", name, answer=int)
+
+    async def names(self) -> tuple[str, ...]:
+        """The clients there are."""
+        return await self._bus.call("tornet", "clients", None, answer=tuple[str, ...])
 
     async def add(self, name: str) -> None:
         """Have a tor `name`; returns when it is up."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 from automat import TypeMachineBuilder
 
+from ron.services.oniond.config import OnionConfig
 from ron.services.sections import OniondSection
 
 # Beyond this a step up is more than a doubling, and rests on too little: the next step sees what this one did.
@@ -62,15 +63,15 @@ class PolicyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return (self.circuits_p95, self.queue_depth, self.connect_ms_p95)
 
 
-def from_section(section: OniondSection, *, queue_depth: float | None = None) -> PolicyConfig:
-    """The policy that `[oniond]` describes. queue_depth: see `Sample`; the section has no key for it."""
+def from_section(section: OniondSection | OnionConfig) -> PolicyConfig:
+    """The policy that `[oniond]` or `[onion]` describes."""
     load = section.autoscale
     return PolicyConfig(
         scale_min=section.scale_min,
         scale_max=section.scale_max,
         circuits_p95=load.circuits_p95 if load else None,
         connect_ms_p95=load.connect_ms_p95 if load else None,
-        queue_depth=queue_depth if load else None,
+        queue_depth=load.queue_depth if load else None,
     )
 
 
@@ -330,6 +331,21 @@ def choose_relays(relays: Iterable[LabelledRelay], hints: Sequence[str]) -> tupl
         return next(fits, len(hints)), relay.fingerprint
 
     return tuple(relay.fingerprint for relay in sorted(set(relays), key=rank))
+
+
+def nearest(relays: Iterable[LabelledRelay], hints: Sequence[str]) -> tuple[str, ...]:
+    """Fingerprints of those that fit the dearest of `hints` that any relay fits; none when no hint fits."""
+    there = sorted(set(relays), key=lambda relay: relay.fingerprint)
+    for hint in hints:
+        fitting = tuple(relay.fingerprint for relay in there if any(_within(region, hint) for region in relay.regions))
+        if fitting:
+            return fitting
+    return ()
+
+
+def guards(labels: Mapping[str, str], hints: Sequence[str]) -> tuple[str, ...]:
+    """`nearest` of relays that have one label each, by fingerprint."""
+    return nearest((LabelledRelay(fingerprint=one, regions=(label,)) for one, label in labels.items()), hints)
 
 
 def _within(region: str, hint: str) -> bool:

@@ -1,13 +1,14 @@
 """Where the onions are: a publisher for each tor that hosts some, tors of their own for those that want one.
 
-In: the registry, whenever it has changed. Out: how each onion stands, who visits it, where its app's own circuits go.
+In: the registry, whenever it has changed; where each is to be (`placement`). Out: how each onion stands, who visits it,
+where its app's own circuits go. How many tors share the onions, `ron.services.oniond.scaling` decides.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,17 +23,22 @@ from ron.proto.onions import Socks
 from ron.services.oniond.model import Onion, addresses
 from ron.services.oniond.publisher import Publisher, Standing, Wanted
 from ron.services.oniond.registry import Registry
-from ron.services.oniond.roles import HOST_ROLE, role_of
+from ron.services.oniond.roles import HOST_ROLE, OWN_PREFIX, Placement, find_again, pool_number, role_of
 from ron.services.oniond.store import OnionStore
 from ron.services.oniond.telemetry import EVENTS, Telemetry
 from ron.tor.attached import TorHost
 from ron.tor.control import ANSWER_TIMEOUT_S, ask
+from ron.tor.unlisted import prefer_guards
 
 _log = Logger(namespace="ron.oniond")
 
 
 class Tors(TorHost, Protocol):
-    """Whoever runs the tors: one for all, and one for each app that wants its own."""
+    """Whoever runs the tors: a pool for all, and one for each app that wants its own."""
+
+    async def names(self) -> tuple[str, ...]:
+        """Those that there are."""
+        ...
 
     async def socks_port(self, name: str) -> int:
         """The SOCKS port of `name`. Raises NotFound."""
@@ -52,9 +58,16 @@ class Heed(Protocol):
 
     def standings_changed(self) -> None: ...
 
+    def stands(self, onion: Onion, ready: bool) -> None:
+        """`onion` can be found at its present address, or not; said again and again."""
+        ...
+
 
 class Hosting:
-    """The publishers of one registry, by role; between `start` and `stop`."""
+    """The publishers of one registry, by role; between `start` and `stop`.
+
+    guards: relays that the tor of an onion with one of its own is to enter the network by.
+    """
 
     def __init__(
         self,
@@ -65,6 +78,7 @@ class Hosting:
         tors: Tors,
         telemetry: Telemetry,
         heed: Heed,
+        guards: Callable[[Onion], Sequence[str]] = lambda onion: (),
     ) -> None:
         self._reactor = reactor
         self._registry = registry
@@ -72,32 +86,66 @@ class Hosting:
         self._tors = tors
         self._telemetry = telemetry
         self._heed = heed
+        self.placement = Placement()
+        self._guards = guards
         self._publishers: dict[str, Publisher] = {}
         self._sockets: dict[str, int] = {}
         self._applied: dict[tuple[str, str], str] = {}
         self._watched: set[str] = set()
+        self._served: dict[str, Onion] = {}
         self._started = False
 
     async def start(self, applied: dict[tuple[str, str], str]) -> None:
         """Look for the tors. applied: what they were last seen to publish. Raises `RonError` without the common one."""
-        self._applied = applied
+        await self._recall(applied)
         await self.have(HOST_ROLE)
         self._started = True
         Deferred.fromCoroutine(self.look_again())
 
     async def look_again(self) -> None:
-        """Have the tors of their own that could not be had before."""
-        for role in set(map(role_of, self._registry)) - self._sockets.keys():
-            await quietly(self.have(role))
+        """Have the tors that could not be had before."""
+        for role in {self.role(onion) for onion in self._registry} | set(self.placement.pool):
+            if role not in self._sockets:
+                await quietly(self.have(role))
 
     async def stop(self) -> None:
         """Take all onions down, and let go of the tors."""
         await DeferredList([Deferred.fromCoroutine(one.stop()) for one in self._publishers.values()])
         self._forget(self._watched)
 
+    def role(self, onion: Onion) -> str:
+        """The tor it is on, or is to be."""
+        return self.placement.place(onion, self._load)
+
+    def weights(self) -> dict[str, dict[str, int]]:
+        """What each onion of each tor of the pool is to carry: itself, and a circuit for each visitor."""
+        onions = {onion.id: onion for onion in self._registry}
+        visitors = self.visitors_of(onions.values())
+        return {
+            role: {one: 1 + visitors[one] for one in self.placement.on(role) if one in onions}
+            for role in self.placement.pool
+        }
+
+    async def host(self, onion: Onion) -> None:
+        """`onion` is new or has changed: its tor is there, and has what it is to have. Raises as `have` does."""
+        await self.have(self.role(onion))
+        for role in self.placement.roles(onion)[1:]:
+            self.want(role)
+
+    async def unhost(self, gone: Onion) -> None:
+        """`gone` is no more: its services end, visitors are hung up on, a tor of its own ends too."""
+        roles = self.placement.roles(gone)
+        for role in roles:
+            self.want(role)
+        await self.hang_up(gone)
+        self.placement.forget(gone.id)
+        for role in roles:
+            if pool_number(role) is None:
+                await self.end(role)
+
     async def have(self, role: str) -> None:
         """The tor `role` is there, and has what it is to have. Raises `RonError` when it is not to be had."""
-        publisher = self._publisher(role)
+        publisher = self.publisher(role)
         if role not in self._sockets:
             await self._tors.add(role)
             if role not in self._sockets:  # nobody was quicker
@@ -107,32 +155,68 @@ class Hosting:
 
     def want(self, role: str) -> None:
         """What `role` is to have, from now on, is what the registry says."""
-        wanted = {
-            spec.address: Wanted(spec, spec.digest(), onion.persistence == "durable")
-            for onion in self._registry
-            if role_of(onion) == role
-            for spec in onion.specs()
-        }
+        wanted: dict[str, Wanted] = {}
+        for onion in self._registry:
+            if self.role(onion) == role:
+                wanted.update(_services(onion))
+            leaving = self.placement.leaving(onion.id)
+            if leaving is not None and leaving.role == role:
+                # what has changed since is not served here as it was
+                same = {a: one for a, one in _services(onion).items() if leaving.services.get(a) == one.digest}
+                wanted.update({address: one._replace(listed=leaving.listed) for address, one in same.items()})
         self._watch_over(wanted)
-        self._publisher(role).want(wanted)
+        self.publisher(role).want(wanted)
 
-    async def drop(self, role: str) -> None:
-        """A tor of one onion's own ends with it."""
-        if role == HOST_ROLE or role in map(role_of, self._registry):
-            return
+    async def move(self, onion: Onion, role: str) -> None:
+        """`onion` is to be on `role`, which is there, and leaves the tor it is on: until `left` both have it."""
+        services = {address: one.digest for address, one in _services(onion).items()}
+        self.placement.move(onion.id, role, services)
+        if onion.persistence == "durable":
+            for address in services:
+                await self.publisher(role).expect(address)
+        self.want(role)
+
+    def left(self, onion_id: str, role: str) -> None:
+        """`onion_id` is on `role` and nowhere else."""
+        self.placement.put(onion_id, role)
+
+    async def end(self, role: str) -> None:
+        """The tor `role` ends, and what it still has."""
         publisher = self._publishers.pop(role, None)
         self._sockets.pop(role, None)
         if publisher is not None:
             await publisher.stop()
         await quietly(self._tors.remove(role))
 
+    def publisher(self, role: str) -> Publisher:
+        """Whoever looks after what the tor `role` has."""
+        publisher = self._publishers.get(role)
+        if publisher is None:
+            publisher = self._publishers[role] = Publisher(
+                self._reactor,
+                role,
+                host=self._tors,
+                remembered={address: digest for (tor, address), digest in self._applied.items() if tor == role},
+                remember=partial(self._store.applied, role),
+                watch=self,
+            )
+        return publisher
+
+    def look_after(self) -> None:
+        """Find those that nobody can be introduced to any more, and have them published anew. For every second."""
+        for role, publisher in self._publishers.items():
+            publisher.introducible(self._telemetry.introduction_points(role))
+
     def standing(self, onion: Onion, address: str | None = None) -> Standing:
         """How it stands, at its present address or at `address`."""
-        return self._publisher(role_of(onion)).standing(address or onion.address)
+        address = address or onion.address
+        stands = [self.publisher(role).standing(address) for role in (self.role(onion), *self._left_behind(onion))]
+        return next((one for one in stands if one.ready), stands[0])
 
     async def ready(self, onion: Onion) -> None:
         """Return when clients can find it, however long that takes."""
-        await self._publisher(role_of(onion)).ready(onion.address)
+        if not self.standing(onion).ready:
+            await self.publisher(self.role(onion)).ready(onion.address)
 
     def visitors(self, onion: Onion, *, quiet_s: float = math.inf) -> int:
         """How many circuits of visitors it has, at any of its addresses, that moved something within `quiet_s`."""
@@ -143,19 +227,21 @@ class Hosting:
         found: Counter[str] = Counter()
         there: dict[str, Counter[str]] = {}
         for onion in onions:
-            role = role_of(onion)
-            if role not in there:
-                there[role] = self._telemetry.visitors(role, quiet_s=quiet_s)
-            found[onion.id] = sum(there[role][address] for address in addresses(onion))
+            for role in self.placement.roles(onion):
+                if role not in there:
+                    there[role] = self._telemetry.visitors(role, quiet_s=quiet_s)
+                found[onion.id] += sum(there[role][address] for address in addresses(onion))
         return found
 
     async def hang_up(self, onion: Onion) -> None:
         """Close the circuits of whoever is still there, as far as there is a tor to tell."""
-        for address in addresses(onion):
-            await quietly(self._publisher(role_of(onion)).hang_up(address))
+        for role in self.placement.roles(onion):
+            for address in addresses(onion):
+                await quietly(self.publisher(role).hang_up(address))
 
     def socks(self, onion: Onion) -> Socks | None:
         """The app's own way out."""
+        # of the pool only the first tor never ends
         port = self._sockets.get(role_of(onion))
         if port is None:
             return None
@@ -169,44 +255,76 @@ class Hosting:
         for event in EVENTS:
             heard = partial(self._telemetry.heard, role, event)
             await within(self._reactor, ANSWER_TIMEOUT_S, control.add_event_listener(event, heard))
+        own = next((onion for onion in self._registry if pool_number(role) is None and role_of(onion) == role), None)
+        guards = self._guards(own) if own is not None else ()
+        if guards:
+            chosen = await prefer_guards(self._reactor, control, guards)
+            _log.info("tor {tor} enters by {guards}", event="onion_guards", tor=role, guards=", ".join(chosen) or "any")
 
     def disconnected(self, role: str) -> None:
         """Its circuits have gone with it."""
         self._telemetry.tor_down(role)
 
-    def standing_changed(self, _address: str) -> None:
+    def standing_changed(self, address: str) -> None:
         """Some onion stands otherwise."""
         self._heed.standings_changed()
+        onion = self._served.get(address)
+        if onion is not None and onion.address == address:
+            self._heed.stands(onion, self.standing(onion).ready)
 
     # Inside
 
-    def _publisher(self, role: str) -> Publisher:
-        publisher = self._publishers.get(role)
-        if publisher is None:
-            publisher = self._publishers[role] = Publisher(
-                self._reactor,
-                role,
-                host=self._tors,
-                remembered={address: digest for (tor, address), digest in self._applied.items() if tor == role},
-                remember=partial(self._store.applied, role),
-                watch=self,
-            )
-        return publisher
+    def _left_behind(self, onion: Onion) -> tuple[str, ...]:
+        leaving = self.placement.leaving(onion.id)
+        return (leaving.role,) if leaving is not None else ()
+
+    async def _recall(self, applied: dict[tuple[str, str], str]) -> None:
+        """Where the onions are, and which tors there are, from before us."""
+        roles = await self._tors.names()
+        found = find_again(self._registry, applied, roles)
+        self.placement.pool = sorted({HOST_ROLE, *filter(pool_number, roles)}, key=lambda role: pool_number(role) or 0)
+        for onion_id, role in found.at.items():
+            self.placement.put(onion_id, role)
+        # published anew, the last word in the directories is that of the tor that has it
+        self._applied = {row: "" if row in found.unsure else digest for row, digest in applied.items()}
+        for row in found.stale:
+            self._applied.pop(row)
+            await quietly(self._store.applied(*row, None))
+        wanted = {role_of(onion) for onion in self._registry}
+        for role in roles:
+            if role.startswith(OWN_PREFIX) and role not in wanted:
+                await quietly(self._tors.remove(role))
+
+    def _load(self, role: str) -> int:
+        return self.placement.numbers()[role] + self._telemetry.visitors(role).total()
 
     def _watch_over(self, wanted: Iterable[str]) -> None:
         """Count for every address that is served, and no more for those that are no longer known."""
-        there = {address: onion.app for onion in self._registry for address in addresses(onion)}
+        there = {address: onion for onion in self._registry for address in addresses(onion)}
+        self._tell_of_the_gone(there)
         # what is there at the start was asked for long ago
         began_s = self._reactor.seconds() if self._started else None
         for address in (set(wanted) & there.keys()) - self._watched:
-            self._telemetry.watch(address, there[address], began_s=began_s)
+            self._telemetry.watch(address, there[address].app, began_s=began_s)
             self._watched.add(address)
         self._forget(self._watched - there.keys())
+
+    def _tell_of_the_gone(self, there: dict[str, Onion]) -> None:
+        before, self._served = self._served, there
+        left = {onion.id for onion in there.values()}
+        for onion in before.values():
+            if onion.id not in left:
+                self._heed.stands(onion, False)
 
     def _forget(self, gone: Iterable[str]) -> None:
         for address in list(gone):
             self._telemetry.forget(address)
             self._watched.discard(address)
+
+
+def _services(onion: Onion) -> dict[str, Wanted]:
+    kept = onion.persistence == "durable"
+    return {spec.address: Wanted(spec, spec.digest(), kept) for spec in onion.specs()}
 
 
 async def quietly(work: Any) -> None:

@@ -17,16 +17,20 @@ from txtorcon import TorControlProtocol
 
 from ron.kernel.aio import within
 from ron.kernel.backoff import Backoff
-from ron.proto.errors import ErrorCode, RonError
+from ron.proto.errors import ErrorCode, RonError, unavailable
+from ron.services.oniond.introductions import Introductions
 from ron.tor import circuits
 from ron.tor.attached import AttachedTor, TorHost
 from ron.tor.control import TorSilent
 from ron.tor.onions import OnionSpec, TorOnions
+from ron.tor.unlisted import mute, unlist
 
 AT_ONCE = 16
 WITHDRAW_TIMEOUT_S = 5.0
 RETRY_S = 1.0
 GONE = "the tor that hosts it is gone and will be started again"
+LOST = "it lost its introduction points and is published anew"
+MOVED = "another tor has it now"
 PUBLISHING = "its descriptor is not published yet"
 _log = Logger(namespace="ron.oniond")
 
@@ -34,11 +38,15 @@ Remember = Callable[[str, str | None], Awaitable[None]]
 
 
 class Wanted(NamedTuple):
-    """A service to be had. kept: what was published may be written down, for whoever comes after us."""
+    """A service to be had. kept: what was published may be written down, for whoever comes after us.
+
+    listed: new visitors are to come; one that is not serves those who are there, if it has been published at all.
+    """
 
     spec: OnionSpec
     digest: str
     kept: bool
+    listed: bool = True
 
 
 class Standing(NamedTuple):
@@ -88,6 +96,8 @@ class Publisher:
         self._wanted: dict[str, Wanted] = {}
         self._standing: dict[str, Standing] = {}
         self._have: dict[str, str] = {}
+        self._unlisted: set[str] = set()
+        self._muted = False
         self._refused: dict[str, str] = {}
         self._tasks: dict[str, tuple[str, Deferred[None]]] = {}
         self._retries: dict[str, IDelayedCall] = {}
@@ -96,6 +106,7 @@ class Publisher:
         self._gate = DeferredSemaphore(AT_ONCE)
         self._wake: Deferred[None] = Deferred()
         self._waiting: dict[str, list[Deferred[None]]] = {}
+        self._introductions = Introductions()
         self._onions: TorOnions | None = None
         self.tor = AttachedTor(reactor, name=role, host=host, on_up=self._tor_up, on_down=self._tor_down)
 
@@ -131,9 +142,53 @@ class Publisher:
                 self._stand(address, Standing(False))
         self._poke()
 
+    async def mute(self, *, muted: bool) -> None:
+        """While it is muted this tor uploads no descriptor: what is to be published here waits, and what another tor
+        has published of our onions stays. Raises what the control port does, and Unavailable without a tor."""
+        control = self.tor.control
+        if muted and control is None:
+            raise unavailable(f"tor {self.role} is not there")
+        self._muted = muted
+        if control is not None:
+            await mute(self._reactor, control, muted=muted)
+        self._poke()
+
+    async def expect(self, address: str) -> None:
+        """`address` is about to come here from another tor: written down, so that whoever comes after us knows."""
+        self._remembered[address] = ""
+        await self._note(address, "")
+
+    async def expect_no_more(self, address: str) -> None:
+        """It does not come after all."""
+        if self._remembered.get(address) == "":
+            self._remembered.pop(address)
+            await self._note(address, None)
+
+    def is_unlisted(self) -> bool:
+        """Is everything unlisted that is to be?"""
+        return all(
+            one.listed or address in self._unlisted or address not in self._have
+            for address, one in self._wanted.items()
+        )
+
+    def again(self, address: str) -> None:
+        """Publish `address` anew: some other tor may have uploaded its own descriptor since."""
+        if address in self._have:
+            self._have[address] = ""
+            self._poke()
+
     def standing(self, address: str) -> Standing:
         """How it stands."""
         return self._standing.get(address, Standing(False))
+
+    def introducible(self, points: Mapping[str, int]) -> None:
+        """points: working introduction points by address, as they are now. What has lost them is published anew."""
+        ready = [address for address, standing in self._standing.items() if standing.ready]
+        for address in self._introductions.lost(points, ready, self._wanted, self._reactor.seconds()):
+            _log.warn("an onion lost its introduction points", event="onion_lost", tor=self.role)
+            self._stand(address, Standing(False, LOST))
+            self._have[address] = ""
+            self._poke()
 
     async def ready(self, address: str) -> None:
         """Return when clients can find `address`. For as long as it takes: whoever waits gives up by itself."""
@@ -159,6 +214,8 @@ class Publisher:
     async def _tor_up(self, control: TorControlProtocol) -> None:
         onions = TorOnions(self._reactor, control)
         await onions.open()
+        # whoever was here before us may have muted it and not come back
+        await mute(self._reactor, control, muted=self._muted)
         await self._watch.connected(self.role, control)
         there = await onions.detached()
         self._onions, self._useless = onions, None
@@ -187,6 +244,7 @@ class Publisher:
         self._watch.disconnected(self.role)
         self._end_tasks()
         self._have.clear()
+        self._unlisted.clear()
         for address in self._standing:
             self._stand(address, Standing(False, GONE))
 
@@ -197,12 +255,27 @@ class Publisher:
                 self._tasks.pop(address, None)
                 await self._withdraw(onions, address)
         for address, digest in list(self._have.items()):
-            if self._digest(address) != digest:
+            service = self._wanted.get(address)
+            if service is not None and not service.listed and digest == service.digest:
+                await self._unlist(onions, address, service)
+            elif self._digest(address) != digest or address in self._unlisted:
+                if service is not None and service.listed and self._muted:
+                    continue  # it could not be published again
                 await self._withdraw(onions, address)
         for address, service in self._wanted.items():
             idle = address not in self._have and address not in self._tasks and address not in self._retries
-            if idle and self._refused.get(address) != service.digest:
+            wished = service.listed and not self._muted
+            if idle and wished and self._refused.get(address) != service.digest:
                 self._begin(onions, address, service)
+
+    async def _unlist(self, onions: TorOnions, address: str, service: Wanted) -> None:
+        if address in self._unlisted:
+            return
+        self._stand(address, Standing(False, MOVED))
+        if self._remembered.pop(address, None) is not None:
+            await self._note(address, None)  # to whoever comes after us it is a stray
+        await unlist(self._reactor, onions.control, service.spec)
+        self._unlisted.add(address)
 
     def _begin(self, onions: TorOnions, address: str, service: Wanted) -> None:
         self._stand(address, Standing(False))
@@ -252,6 +325,7 @@ class Publisher:
             await self._note(address, None)  # before tor loses it: what stands written must be there
         await onions.withdraw(address)
         self._have.pop(address, None)
+        self._unlisted.discard(address)
 
     async def _note(self, address: str, digest: str | None) -> None:
         """Write it down. What cannot be written (the disk is full) costs whoever comes after us a new publication."""

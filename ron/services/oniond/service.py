@@ -39,11 +39,12 @@ from ron.proto.onions import (
 )
 from ron.services.oniond import model
 from ron.services.oniond.audit import Value
+from ron.services.oniond.autoscale import from_section, guards
 from ron.services.oniond.config import OnionConfig
 from ron.services.oniond.hosting import Hosting, Tors
 from ron.services.oniond.model import Onion
 from ron.services.oniond.registry import Asked, Registry, asked, unknown
-from ron.services.oniond.roles import role_of
+from ron.services.oniond.scaling import ScaleFigures, ScaleView, Scaling
 from ron.services.oniond.store import DATABASE, OnionStore, legacy_key
 from ron.services.oniond.storehealth import StoreHealth
 from ron.services.oniond.telemetry import Telemetry
@@ -101,10 +102,15 @@ class OniondService(Service):
         backend: BackendReport | None = None,
         progress: Callable[[Stage], None] = lambda stage: None,
         now: Callable[[], float] = time.time,
+        wishes: Callable[[], OnionConfig] | None = None,
     ) -> None:
         self.telemetry = telemetry
+        self.scale_figures = ScaleFigures()
+        # told of each onion whether it is ready, again and again
+        self.observers: list[Callable[[Onion, bool], None]] = []
         self._reactor = reactor
         self._config = config
+        self._wishes = wishes or (lambda: config)
         self._directory = directory
         self._tors = tors
         self._health = health
@@ -154,6 +160,7 @@ class OniondService(Service):
     async def _end(self) -> None:
         if self._tick.running:
             self._tick.stop()
+        self._scaling.stop()
         await self._hosting.stop()
         await self._store.stop()
 
@@ -165,7 +172,21 @@ class OniondService(Service):
             self._store, now=self._now, max_onions=self._config.max_onions, max_per_app=self._config.max_per_app
         )
         self._hosting = Hosting(
-            self._reactor, self._registry, self._store, tors=self._tors, telemetry=self.telemetry, heed=self
+            self._reactor,
+            self._registry,
+            self._store,
+            tors=self._tors,
+            telemetry=self.telemetry,
+            heed=self,
+            guards=lambda onion: guards(self._wishes().relay_labels, onion.hints.regions),
+        )
+        self._scaling = Scaling(
+            self._reactor,
+            self._hosting,
+            self.telemetry,
+            self.scale_figures,
+            find=self._registry.get,
+            wishes=lambda: from_section(self._wishes()),
         )
 
     async def _load(self) -> None:
@@ -173,6 +194,7 @@ class OniondService(Service):
         applied = await self._registry.load()
         await self._declare()
         await self._hosting.start(applied)
+        self._scaling.start()
         self._tick.start(TICK_S, now=False)
 
     def _not_loaded(self, failure: Any) -> Any:
@@ -212,6 +234,10 @@ class OniondService(Service):
         onion_id = self._ids.get(app)
         return self.find(onion_id).address if onion_id else None
 
+    def scale(self, number: int | None = None) -> ScaleView:
+        """The tors that share the onions; as many as `number` from now on. Raises as `Scaling.go_to` does."""
+        return self._scaling.view() if number is None else self._scaling.go_to(number)
+
     def status(self) -> tuple[OnionStatus, ...]:
         """The config's onions."""
         return tuple(self._status(app, ports) for app, ports in self._apps.items())
@@ -227,7 +253,7 @@ class OniondService(Service):
         )
         if new:
             _log.info("onion {id} of {app} is there", event="onion_created", id=onion.id, app=onion.app)
-        await self._hosting.have(role_of(onion))
+        await self._hosting.host(onion)
         return await self._shown(onion, request.wait_s)
 
     async def bind(self, onion_id: str, request: BindRequest, may: str | None = None) -> OnionView:
@@ -273,9 +299,7 @@ class OniondService(Service):
         if self._registry.has_acted(onion_id, request.op_id, may):
             return
         gone = await self._registry.delete(onion_id, self._act("delete", onion_id, request, may))
-        self._hosting.want(role_of(gone))
-        await self._hosting.hang_up(gone)
-        await self._hosting.drop(role_of(gone))
+        await self._hosting.unhost(gone)
         _log.info("onion {id} of {app} is deleted", event="onion_deleted", id=gone.id, app=gone.app)
 
     async def export(self, onion_id: str, request: ExportRequest, by: str, may: str | None = None) -> ExportAnswer:
@@ -322,6 +346,11 @@ class OniondService(Service):
             # neither names nor numbers: whoever may look at readiness may not know whose onions there are
             self._health.degraded(HEALTH_KEY, "some onions are not published")
 
+    def stands(self, onion: Onion, ready: bool) -> None:
+        """For whoever follows what happens."""
+        for observer in self.observers:
+            observer(onion, ready)
+
     # Inside
 
     def _check_able(self, **wanted: bool) -> None:
@@ -334,7 +363,7 @@ class OniondService(Service):
 
     async def _change(self, onion_id: str, act: Any, rule: Callable[[Onion], Onion], wait_s: float = 0.0) -> OnionView:
         onion = await self._registry.change(onion_id, act, rule)
-        await self._hosting.have(role_of(onion))
+        await self._hosting.host(onion)
         return await self._shown(onion, wait_s)
 
     async def _shown(self, onion: Onion, wait_s: float) -> OnionView:
@@ -394,6 +423,7 @@ class OniondService(Service):
 
     async def _look(self) -> None:
         self._ticks += 1
+        self._hosting.look_after()
         if not await self._store_health.writable():
             return  # none of this could be kept
         if self._ticks % FORGET_EVERY == 0:
@@ -404,7 +434,7 @@ class OniondService(Service):
         for onion in list(self._registry):
             if onion.previous is not None and onion.previous.until_s <= now_s:
                 onion = await self._registry.change(onion.id, None, partial(_end_grace, now_s))
-                await self._hosting.have(role_of(onion))
+                await self._hosting.host(onion)
             if onion.state == "draining":
                 await self._finish_drain(onion, now_s)
 

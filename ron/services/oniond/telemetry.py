@@ -217,6 +217,12 @@ class Telemetry:
         circuits = there.circuits.values() if there is not None else ()
         return Tally(f"{c.onion}.onion" for c in circuits if c.purpose == "rend" and c.onion and c.moved_s >= since_s)
 
+    def introduction_points(self, tor: str) -> Tally[str]:
+        """How many of those on `tor` are established, by onion address."""
+        there = self._tors.get(tor)
+        circuits = there.circuits.values() if there is not None else ()
+        return Tally(f"{c.onion}.onion" for c in circuits if c.purpose == "intro" and c.state == "HSSI_ESTABLISHED")
+
     def load(self, tors: Sequence[str]) -> Sample:
         """What the busiest of `tors` have: rendezvous circuits, those of them that wait, and how long the last minute's
         took. A tor that does not talk to us makes all of it unknown."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,10 +68,11 @@ def join(
     owner = _owner(user)
     before = _before(directory, bundle.index)
     socks_port = _socks_port(bundle.index, before, socks_port)
-    texts = _texts(bundle, directory, tor, owner, socks_port)
+    values = _values(directory, tor, owner, socks_port)
+    texts = _texts(bundle, values)
     lock = _prepared(directory, owner)
     try:
-        _verify(tor, directory, texts)
+        _verify(tor, bundle, values, directory / ".join")
         _put(bundle, directory, texts, owner)
         state = Joined(
             network_id=bundle.index.network_id,
@@ -150,21 +153,22 @@ def _socks_port(index: Index, before: Joined | None, wanted: int | None) -> int 
     return port
 
 
-def _texts(
-    bundle: Bundle, directory: Path, tor: TorBinary, owner: Owner, socks_port: int | None
-) -> dict[str, tuple[str, int]]:
-    """File name → text and mode: what tor and systemd read. A tor that is not us may read it, never write it."""
+def _values(directory: Path, tor: TorBinary, owner: Owner, socks_port: int | None) -> dict[str, object]:
+    """What this host decides. Raises BadRequest for a folder that tor cannot use."""
     if not directory.is_absolute():
         raise bad_request(f"{directory} is not absolute", "name the folder from / on")
     socket_path(directory / "data" / "control")
-    ronctl = Path(sys.executable).parent / "ronctl"
-    values = {
+    return {
         "directory": directory,
         "user": owner.name,
         "tor": tor.path,
-        "ronctl": ronctl,
+        "ronctl": Path(sys.executable).parent / "ronctl",
         "socks_port": socks_port or 0,
     }
+
+
+def _texts(bundle: Bundle, values: Mapping[str, object]) -> dict[str, tuple[str, int]]:
+    """File name → text and mode: what tor and systemd read. A tor that is not us may read it, never write it."""
     texts = {"nothing": ("", 0o644)}
     for name, content in bundle.files.items():
         if not name.startswith("keys/"):
@@ -197,16 +201,17 @@ def _prepared(directory: Path, owner: Owner) -> DirectoryLock:
         raise bad_request(f"cannot use {directory}: {error.strerror}", _NOT_OURS) from None
 
 
-def _verify(tor: TorBinary, directory: Path, texts: dict[str, tuple[str, int]]) -> None:
-    """tor's judgement of the new torrc, while the old one stays where it is."""
-    candidate = directory / ".torrc.candidate"
-    (directory / "nothing").touch(mode=0o644)
-    try:
-        write_verified(tor, candidate, texts["torrc"][0])
-    except RonError as error:
-        raise bad_request(error.message, "is this host's tor as new as the operator's?") from None
-    finally:
-        candidate.unlink(missing_ok=True)
+def _verify(tor: TorBinary, bundle: Bundle, values: Mapping[str, object], corner: Path) -> None:
+    """tor's judgement of the new torrc, in a folder of its own: it refuses to look into data that is another user's."""
+    with tempfile.TemporaryDirectory(dir=corner) as scratch:
+        place = Path(scratch)
+        private_dir(place / "data")
+        (place / "nothing").touch()
+        text = filled(bundle.files["torrc"].decode("utf-8", "replace"), {**values, "directory": place})
+        try:
+            write_verified(tor, place / "torrc", text)
+        except RonError as error:
+            raise bad_request(error.message, "is this host's tor as new as the operator's?") from None
 
 
 def _put(bundle: Bundle, directory: Path, texts: dict[str, tuple[str, int]], owner: Owner) -> None:

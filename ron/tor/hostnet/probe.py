@@ -7,6 +7,7 @@ because they choose the dead relay as an introduction point and wait for it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -20,7 +21,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.threads import deferToThread
-from txtorcon import TorControlProtocol, TorProtocolFactory
+from txtorcon import TorControlProtocol, TorProtocolError, TorProtocolFactory
 
 from ron.kernel.aio import within
 from ron.proto.errors import bad_request
@@ -35,6 +36,7 @@ TRIES = 2
 LIST = "approved-routers"
 _AT_ONCE = 32
 _FINGERPRINT = re.compile(r"^fingerprint ((?:[0-9A-F]{4} ?){10})$", re.MULTILINE)
+_EXCEPTED = re.compile(rb"^!(?:reject|invalid) ([0-9A-F]{40})$", re.MULTILINE)
 _REFUSED = re.compile(rb"^!reject ([0-9A-F]{40})$", re.MULTILINE)
 
 
@@ -65,6 +67,7 @@ async def probe(reactor: Any, directory: Path) -> Probed:
         changed = after != before and not cut_off(up)
         if changed:
             _write(directory / "data", after)
+        if changed or await _any_listed(reactor, control, _excepted(after)):
             await within(reactor, ANSWER_TIMEOUT_S, control.signal("RELOAD"))
         names = tuple(member.name for member in down)
         return Probed(relays=len(up), down=names, strangers=tuple(sorted(strangers)), changed=changed)
@@ -87,6 +90,20 @@ def unlisted(down: Iterable[str], strangers: Iterable[str]) -> bytes:
     lines = [f"!invalid {fingerprint}\n" for fingerprint in down]
     lines += [f"!reject {fingerprint}\n" for fingerprint in strangers]
     return ("# Written by ronctl tornet probe.\n" + "".join(sorted(lines))).encode()
+
+
+async def _any_listed(reactor: Any, control: TorControlProtocol, fingerprints: Iterable[str]) -> bool:
+    """Whether the consensus lists any of these. tor takes such a one for valid again with every consensus that does
+    (0.4.9.11), and has to be told again between that consensus and its next vote."""
+    for fingerprint in fingerprints:
+        with contextlib.suppress(TorProtocolError):
+            await _ask(reactor, control, f"ns/id/{fingerprint}")
+            return True
+    return False
+
+
+def _excepted(content: bytes) -> list[str]:
+    return [found.decode() for found in _EXCEPTED.findall(content)]
 
 
 def _refused(content: bytes) -> set[str]:

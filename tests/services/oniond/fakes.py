@@ -81,6 +81,9 @@ class OnionTor(FakeTor):
             raise not_found("no such role")
         return 9050 + sorted(self.ports).index(name)
 
+    async def names(self) -> tuple[str, ...]:
+        return tuple(self.ports)
+
     async def add(self, name: str) -> None:
         if name not in self.ports:
             self.added.append(name)

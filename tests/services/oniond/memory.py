@@ -50,6 +50,9 @@ class Turns(Clock):
 class NoTors:
     """Tors that never come up: every onion is known and none is published."""
 
+    async def names(self) -> tuple[str, ...]:
+        return ("onion",)
+
     async def control_port(self, _name: str) -> int:
         raise unavailable("not up")
 

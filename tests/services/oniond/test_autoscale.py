@@ -28,6 +28,7 @@ from ron.services.oniond.autoscale import (
     drain_machine,
     from_section,
 )
+from ron.services.oniond.config import OnionConfig
 from ron.services.sections import AutoscaleConfig, OniondSection
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,10 +70,10 @@ class Configs(SynchronousTestCase):
             self.assertRaises(ValueError, PolicyConfig, **wrong)
 
     def test_from_the_section(self) -> None:
-        load = AutoscaleConfig(circuits_p95=200, connect_ms_p95=1200)
-        made = from_section(OniondSection(scale_max=10, autoscale=load), queue_depth=50)
-        self.assertEqual(made, CONFIG)
-        bare = from_section(OniondSection(scale_min=2, scale_max=3), queue_depth=50)
+        load = AutoscaleConfig(circuits_p95=200, connect_ms_p95=1200, queue_depth=50)
+        for section in (OniondSection, OnionConfig):
+            self.assertEqual(from_section(section(scale_max=10, autoscale=load)), CONFIG)
+        bare = from_section(OniondSection(scale_min=2, scale_max=3))
         self.assertEqual((bare.scale_min, bare.scale_max, bare.thresholds), (2, 3, (None, None, None)))
 
     def test_no_backend_at_all(self) -> None:
