@@ -25,7 +25,8 @@ as() { who=$1; shift; setpriv --reuid="$who" --regid="$(id -g "$who")" --init-gr
 
 ready() { # the node is ready within two minutes
     tries=0
-    until ronctl status --json >/tmp/status 2>/dev/null && grep -q '"ready": *true' /tmp/status; do
+    # node.json is there once it is up; asking before only costs what the node needs itself
+    until [ -e $home/node.json ] && ronctl status --json >/tmp/status 2>/dev/null && grep -q '"ready": *true' /tmp/status; do
         tries=$((tries + 1))
         [ $tries -lt 120 ] || { cp /tmp/status /tmp/output; die "the node did not become ready"; }
         sleep 1

@@ -65,16 +65,16 @@ rm /etc/ron/broken.toml
 sed -i '/broken/d' /etc/default/ron-node
 
 step "a Macronode with TLS and gRPC in the same sandbox"
-ronctl ca init >/dev/null
-ronctl ca issue node --out $home/tls >/dev/null
+expect 0 ronctl ca init
+expect 0 ronctl ca issue node --out $home/tls
 cat >/etc/ron/everything.toml <<'TOML'
 [node]
 profile = "macronode"
 [gateway.tls]
 bind = "127.0.0.1:9443"
-certificate = "tls/node.crt"
+certificate = "tls/node.pem"
 key = "tls/node.key"
-client_ca = "tls/ca.crt"
+client_ca = "tls/ca.pem"
 [api]
 grpc_addr = "127.0.0.1:9095"
 TOML

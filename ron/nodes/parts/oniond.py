@@ -20,6 +20,7 @@ from ron.services.gateway.config import Expose
 from ron.services.oniond import api
 from ron.services.oniond.audit import Auditor, FileAudit, MemoryAudit
 from ron.services.oniond.config import OnionConfig
+from ron.services.oniond.events import events_endpoint
 from ron.services.oniond.service import OniondService
 from ron.services.oniond.telemetry import Telemetry
 from ron.tor.backends import detect_tor
@@ -135,7 +136,7 @@ def control_site(
     federation: HostedFederation | None = None,
 ) -> RonSite:
     """What the control socket answers: onions, federation, and what every private listener of ours does."""
-    endpoints = [*api.endpoints(service), *runtime.admin_endpoints()]
+    endpoints = [*api.endpoints(service), events_endpoint(service, time.time), *runtime.admin_endpoints()]
     if federation is not None:
         endpoints += federation.endpoints()
     view = host.view if host is not None else None

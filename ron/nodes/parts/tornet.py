@@ -106,7 +106,7 @@ class TornetPart(Part):
 
 
 def network_handlers(network: Fleet) -> Handlers:
-    """tor, pids, clients: as they stand. socks, control: ports of a client. release, restart: one tor. add, remove: a client."""
+    """tor, pids, clients: as they stand. socks, control: ports of one. release, restart: a tor. add, remove: a client."""
 
     def socks(command: Command) -> int:
         try:

@@ -324,7 +324,9 @@ class Hosting:
 
 def _services(onion: Onion) -> dict[str, Wanted]:
     kept = onion.persistence == "durable"
-    return {spec.address: Wanted(spec, spec.digest(), kept) for spec in onion.specs()}
+    # in the same order; a spec would make its address anew each time
+    specs = zip(addresses(onion), onion.specs(), strict=False)
+    return {address: Wanted(spec, spec.digest(), kept) for address, spec in specs}
 
 
 async def quietly(work: Any) -> None:

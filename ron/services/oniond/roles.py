@@ -152,7 +152,7 @@ def _number(role: str) -> int:
 def even_out(loads: Mapping[str, Mapping[str, int]], targets: Collection[str], most: int) -> list[Move]:
     """At most `most` moves to `targets`, none to and fro, each of which makes the two tors more alike.
 
-    loads: by tor, how much each of its onions is. A tor that has one heavy onion keeps it: it would weigh as much there.
+    loads: by tor, how much each of its onions is. One that is heavier than all others together stays where it is.
     """
     left = {role: dict(onions) for role, onions in loads.items()}
     sums = {role: sum(onions.values()) for role, onions in left.items()}

@@ -30,7 +30,7 @@ POLL_S = 0.5
 MUTE_S = 2.0
 # A moved onion is published where it goes within this time, or stays.
 READY_S = 60.0
-# A service that was added again has wanted to upload by then, was not let, and wants to again in an hour at the earliest.
+# A service that was added again has wanted to upload by then, was not let, and wants to again in an hour.
 UNLISTED_S = 8.0
 # A visitor who has moved nothing for so long holds up no step: clients keep idle circuits for many minutes.
 QUIET_S = 10.0
@@ -263,7 +263,9 @@ class Scaling:
             published = await self._until(lambda: all(self._is_published(move) for move in moves), READY_S)
             if not published:
                 raise unavailable("onions that were to move were not published where they go")
-        except BaseException:
+        except CancelledError:
+            raise  # whoever comes after us undoes it
+        except Exception:
             await self._undo(source, moves)
             raise
         for move in moves:

@@ -46,14 +46,19 @@ class FakeAudit:
 
 
 class OnionTor(FakeTor):
-    """Publishes whatever it is asked to, unless `deaf`; `there` is what it has."""
+    """Tors that publish whatever they are asked to, unless `deaf`; `there` is what the first one has.
+
+    by_role: what each of them has. acts: role and verb of each ADD and DEL, in order.
+    """
 
     def setUp(self) -> None:
         super().setUp()
         self.patch(attached_module, "CEILING_S", 0.02)
         self.patch(onions_module, "STRAGGLERS_S", 0.02)
         self.there: dict[str, str] = {}
-        self.deaf = False
+        self.by_role = {"onion": self.there}
+        self.acts: list[tuple[str, str]] = []
+        self.deaf: bool | set[str] = False
         self.refuses = False
         self.directory: Path | None = Path(self.mktemp()).absolute()
         self.ports = {"onion": self.listen()}
@@ -61,6 +66,8 @@ class OnionTor(FakeTor):
         self.added: list[str] = []
         self.removed: list[str] = []
         self.restarted: list[str] = []
+        # what the config says meanwhile
+        self.wished: OnionConfig | None = None
         self.health = HealthState()
         self.audit = FakeAudit()
         self.now = 1_800_000_000.0
@@ -92,19 +99,22 @@ class OnionTor(FakeTor):
     async def remove(self, name: str) -> None:
         self.removed.append(name)
         self.ports.pop(name, None)
+        self.by_role.pop(name, None)
 
     # the service
 
     def make(self, config: OnionConfig | None = None, **apps: Any) -> OniondService:
+        config = config or OnionConfig(max_onions=20, max_per_app=8)
         service = OniondService(
             reactor,
-            config or OnionConfig(max_onions=20, max_per_app=8),
+            config,
             directory=self.directory,
             tors=self,
             health=self.health,
             audit=self.audit,
             telemetry=Telemetry(Metrics(), reactor, lambda: self.now),
             now=lambda: self.now,
+            wishes=lambda: self.wished or config,
         )
         for app, ports in (apps or {"wiki": WIKI}).items():
             service.add_app(app, ports)
@@ -123,6 +133,7 @@ class OnionTor(FakeTor):
         for publisher in service._hosting._publishers.values():
             publisher.let_go()
         service._tick.stop()
+        service._scaling.stop()
         service.running = False
         await service._store.stop()
         await until(lambda: not self.controllers)
@@ -132,31 +143,46 @@ class OnionTor(FakeTor):
 
     def answer(self, controller: Controller, verb: str, rest: str) -> bool:
         """Answers itself what is about onions."""
+        role = self.role_at(controller)
+        there = self.by_role.setdefault(role, {})
+        if verb in {"ADD_ONION", "DEL_ONION"}:
+            self.acts.append((role, verb))
         if verb == "ADD_ONION" and not self.refuses:
-            self._add(controller, rest)
+            self._add(controller, rest, role)
         elif verb == "DEL_ONION":
-            known = self.there.pop(rest, None)
+            known = there.pop(rest, None)
             controller.say("250 OK" if known is not None else "552 Unknown Onion Service id")
         elif f"{verb} {rest}" == "GETINFO onions/detached":
-            controller.say("250+onions/detached=", *self.there, ".", "250 OK")
+            controller.say("250+onions/detached=", *there, ".", "250 OK")
         elif f"{verb} {rest}" == "GETINFO circuit-status":
             controller.say("250-circuit-status=", "250 OK")
         else:
             return False
         return True
 
-    def _add(self, controller: Controller, rest: str) -> None:
+    def role_at(self, controller: Controller) -> str:
+        """Which of the tors it is that `controller` talks to."""
+        port = controller.transport.getHost().port
+        return next((role for role, one in self.ports.items() if one == port), "gone")
+
+    def tell_of(self, role: str, event: str) -> None:
+        """Something that happened at `role`."""
+        for controller in self.controllers:
+            if self.role_at(controller) == role:
+                controller.say(f"650 {event}")
+
+    def _add(self, controller: Controller, rest: str, role: str) -> None:
         from ron.tor.onionkeys import OnionKey, address_of
 
         blob, _, arguments = rest.partition(" ")
         service_id = address_of(OnionKey(blob)).removesuffix(".onion")
-        if service_id in self.there:
+        if service_id in self.by_role[role]:
             controller.say("550 Onion address collision")
             return
-        self.there[service_id] = arguments
+        self.by_role[role][service_id] = arguments
         controller.say(f"250-ServiceID={service_id}", "250 OK")
-        if not self.deaf:
-            self.tell(uploaded("A", service_id))
+        if self.deaf is not True and role not in (self.deaf or ()):
+            self.tell_of(role, uploaded("A", service_id))
 
     def onion_commands(self) -> list[str]:
         """ADD and DEL, in order."""
