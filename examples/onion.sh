@@ -8,7 +8,7 @@ home=${RON_HOME:-var}
 api=http://oniond/v1/onions
 
 uuid() { cat /proc/sys/kernel/random/uuid; }
-part() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
+part() { echo "$(sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p")"; } # a line of its own, though an answer has no line end
 curl() { # shows the capability, through a pipe: everybody on this host can see a program's arguments
     printf 'header = "Authorization: Bearer %s"\n' "$(cat "$home/admin.cap")" |
         command curl --config - --silent --show-error --fail-with-body --unix-socket "$home/run/oniond.sock" \

@@ -29,7 +29,7 @@ _COMMANDS = {
     "service": ("ron.ctl.service", "service", "The node's services: list, release."),
     "status": ("ron.ctl.status", "status", "Show the node: tor, onions, queues, packs."),
     "tail": ("ron.ctl.tail", "tail", "What happens on the node's bus, as it happens."),
-    "tornet": ("ron.ctl.tornet", "tornet", "A private Tor network of its own: up, status, down."),
+    "tornet": ("ron.ctl.tornet", "tornet", "A private Tor network: on this host, or over several."),
     "validate": ("ron.ctl.validate", "validate", "Check a config file."),
 }
 

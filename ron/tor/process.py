@@ -15,24 +15,15 @@ from typing import NamedTuple
 
 from ron.kernel.processes import Child
 
-# What every tor of ours warns of at its start. It ended of something else.
-USUAL = (
-    "You have used DirAuthority",
-    "TestingTorNetwork is set",
-    "V3AuthVotingInterval is",
-    "You are running Tor as root",
-)
-
 
 class TorProcess(Child):
     """A started tor."""
 
     def last_words(self) -> str | None:
-        """tor's own complaint, when it made one."""
+        """tor's own complaint, when it made one. It ends of errors only: a warning explains no end."""
         for line in reversed(self.lines):
-            words = line.split("] ", 1)[-1]
-            if ("[err]" in line or "[warn]" in line) and not words.startswith(USUAL):
-                return words
+            if "[err]" in line:
+                return line.split("] ", 1)[-1]
         return None
 
 

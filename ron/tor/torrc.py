@@ -15,7 +15,6 @@ from pathlib import Path
 from ron.kernel.files import write_private
 from ron.proto.errors import unavailable
 from ron.tor.binary import TorBinary
-from ron.tor.process import USUAL
 
 ROLE_TEMPLATES: dict[str, Sequence[str]] = {
     "authority": ("common", "relay", "authority"),
@@ -26,6 +25,12 @@ ROLE_TEMPLATES: dict[str, Sequence[str]] = {
 }
 VERIFY_TIMEOUT_S = 20
 MAX_COMPLAINT_CHARS = 500
+_USUAL = (
+    "You have used DirAuthority",
+    "TestingTorNetwork is set",
+    "V3AuthVotingInterval is",
+    "You are running Tor as root",
+)
 
 
 def render(role: str, values: Mapping[str, object]) -> str:
@@ -66,7 +71,7 @@ def _check(tor: TorBinary, unchecked: Path, path: Path) -> None:
 def _complaint(log: str) -> str:
     """tor's warnings, without the ones that every network of our kind gets; the last of them sums up the others."""
     warnings = [line.split("] ", 1)[-1] for line in log.splitlines() if "[warn]" in line]
-    telling = [warning for warning in warnings if not warning.startswith(USUAL)]
+    telling = [warning for warning in warnings if not warning.startswith(_USUAL)]
     return "; ".join(telling)[:MAX_COMPLAINT_CHARS] or "no reason given"
 
 

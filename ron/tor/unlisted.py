@@ -17,7 +17,7 @@ from txtorcon.torcontrolprotocol import TorDisconnectError, TorProtocolError
 
 from ron.kernel.aio import within
 from ron.proto.errors import ErrorCode, RonError
-from ron.tor.control import ANSWER_TIMEOUT_S, TorSilent, ask
+from ron.tor.control import ANSWER_TIMEOUT_S, TorSilent, ask, connect_control
 from ron.tor.onions import OnionSpec
 
 _FINGERPRINT = re.compile(r"[0-9A-F]{40}\Z")
@@ -28,19 +28,30 @@ async def mute(reactor: Any, control: TorControlProtocol, *, muted: bool) -> Non
     await _told(reactor, control.queue_command(f"SETCONF PublishHidServDescriptors={0 if muted else 1}"))
 
 
-async def unlist(reactor: Any, control: TorControlProtocol, spec: OnionSpec) -> None:
-    """On a muted tor: end the introduction points of `spec`, and serve on those who have been introduced.
+async def unlist(reactor: Any, port: int, specs: Sequence[OnionSpec]) -> None:
+    """On a muted tor: end the introduction points of `specs`, and serve on those who have been introduced.
 
-    DEL_ONION alone would refuse every new stream on a circuit that is there. So the service is added again at once,
-    with introduction points that no descriptor names; the circuits find it by its key.
+    DEL_ONION alone would refuse every new stream on a circuit that is there. So each service is added again at once,
+    with introduction points that no descriptor names; the circuits find it by its key. Whoever comes in between is
+    refused, and one connection answers a command before it takes the next: two are made, and both commands are on
+    their way before either is answered.
     """
-    # both are queued before the first is answered, so that there is hardly any time in between
-    gone = control.queue_command(f"DEL_ONION {spec.address.removesuffix('.onion')}")
-    back = control.queue_command(f"ADD_ONION {spec.key.blob} {spec.arguments()}")
+    first, second = [await connect_control(reactor, port) for _ in range(2)]
+    try:
+        for spec in specs:
+            await _swap(reactor, first, second, spec)
+    finally:
+        for control in (first, second):
+            control.transport.abortConnection()
+
+
+async def _swap(reactor: Any, first: TorControlProtocol, second: TorControlProtocol, spec: OnionSpec) -> None:
+    gone = first.queue_command(f"DEL_ONION {spec.address.removesuffix('.onion')}")
+    back = second.queue_command(f"ADD_ONION {spec.key.blob} {spec.arguments()}")
     # whichever fails, the other must not be left alone with its failure; a repetition finds the first one done
-    answers = [await _outcome(reactor, answer) for answer in (gone, back)]
-    if isinstance(answers[1], RonError):
-        raise answers[1]
+    _deleted, trouble = [await _outcome(reactor, answer) for answer in (gone, back)]
+    if trouble is not None:  # they came in the other order, and it was there still
+        await _told(reactor, second.queue_command(f"ADD_ONION {spec.key.blob} {spec.arguments()}"))
 
 
 async def prefer_guards(reactor: Any, control: TorControlProtocol, fingerprints: Sequence[str]) -> tuple[str, ...]:

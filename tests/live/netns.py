@@ -5,10 +5,13 @@ In: how many. Out: `Hosts`, gone with all that runs on them after `destroy`. Nee
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tests.live.support import ROOT
@@ -29,20 +32,11 @@ def why_not() -> str | None:
 def in_user_namespace(test: str) -> subprocess.CompletedProcess[str]:
     """Run the trial test `test` where an ordinary user is root over a network of its own."""
     script = 'mount -t tmpfs none /run && exec "$@"'
+    place = tempfile.mkdtemp(prefix="ron-userns-")
+    atexit.register(shutil.rmtree, place, True)
+    work = str(Path(place) / "trial")
     return subprocess.run(
-        [
-            *_UNSHARE,
-            "sh",
-            "-c",
-            script,
-            "sh",
-            sys.executable,
-            "-m",
-            "twisted.trial",
-            "--temp-directory",
-            "_trial_userns",
-        ]
-        + [test],
+        [*_UNSHARE, "sh", "-c", script, "sh", sys.executable, "-m", "twisted.trial", "--temp-directory", work, test],
         cwd=ROOT,
         env={**os.environ, _INSIDE: "1"},
         capture_output=True,

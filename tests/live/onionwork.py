@@ -174,12 +174,16 @@ class OnionWork:
 
     def detached(self, tor: str = "onion") -> set[str]:
         """The addresses that `tor` itself says it has."""
+        words = self.ask_tor(tor, "onions/detached").replace("250-onions/detached=", "").split()
+        return {f"{word}.onion" for word in words if len(word) == 56}
+
+    def ask_tor(self, tor: str, key: str) -> str:
+        """What `tor` says to GETINFO, as it says it."""
         cookie = (self.tornet / tor / "control_auth_cookie").read_bytes()
         with socket.create_connection(("127.0.0.1", self.tors()[tor]["control_port"]), timeout=20) as control:
-            control.sendall(f"AUTHENTICATE {cookie.hex()}\r\nGETINFO onions/detached\r\nQUIT\r\n".encode())
+            control.sendall(f"AUTHENTICATE {cookie.hex()}\r\nGETINFO {key}\r\nQUIT\r\n".encode())
             with control.makefile() as lines:
-                words = lines.read().replace("250-onions/detached=", "").split()
-        return {f"{word}.onion" for word in words if len(word) == 56}
+                return lines.read()
 
     def nothing_leaks(self) -> bool:
         """Does the onion tor have exactly what the API lists?"""

@@ -24,7 +24,7 @@ CONFIG = (
 )
 # A visit takes a third of a second. To one who cannot get in tor says nothing for two minutes, and tries again.
 VISIT_S = 40
-IN_VAIN_S = 6
+IN_VAIN_S = 4
 GRACE_S = 10
 _running: list[Daemon] = []
 

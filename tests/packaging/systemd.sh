@@ -83,6 +83,17 @@ expect 0 systemctl restart ron-node
 ready
 equal "$(onion)" "$address" "address"
 expect 0 ronctl hello
+cat >/tmp/tls.py <<'PYTHON'
+import socket, ssl
+context = ssl.create_default_context(cafile="/var/lib/ron/tls/ca.pem")
+context.check_hostname = False
+context.load_cert_chain("/var/lib/ron/tls/node.pem", "/var/lib/ron/tls/node.key")
+with context.wrap_socket(socket.create_connection(("127.0.0.1", 9443), 10)) as tls:
+    tls.sendall(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+    print(tls.version(), tls.recv(100))
+PYTHON
+expect 0 python3 /tmp/tls.py
+says "TLSv1.3 b'HTTP/1.1 200"
 sed -i 's/^CONFIG=.*/CONFIG=\/etc\/ron\/micronode-amnesia.toml/' /etc/default/ron-node
 
 step "a node with amnesia in the same sandbox"

@@ -14,6 +14,7 @@ from ron.proto.onions import Client, Hints, OnionView, Port, Pow
 from ron.sdk import Api, direct_http
 from ron.sdk.onions import Onions, checked_port, new_op_id, oniond_at
 from ron.sdk.transport import connection_pool
+from ron.services.oniond.api import endpoints
 from ron.tor.clientauth import generate
 from tests.sdk.with_oniond import SOCKS_PORT, WEB, WithOniond
 from tests.web.wire import until
@@ -122,6 +123,15 @@ class OnionCalls(WithOniond):
         await onions.delete(made.id, op_id=end)
         await onions.delete(made.id, op_id=end)
         await self.fails(ErrorCode.NOT_FOUND, onions.delete(made.id))
+
+    async def test_who_waits_for_tor_does_not_count_as_slow(self) -> None:
+        """Or a few onions in a row would shed everybody's writes."""
+        waiting = {(e.method, e.path) for e in endpoints(self.oniond) if e.waits}
+        may_wait = {
+            (e.method, e.path) for e in endpoints(self.oniond) if e.body and "wait_s" in e.body.__struct_fields__
+        }
+        self.assertEqual(len(may_wait), 3)
+        self.assertLessEqual(may_wait, waiting)
 
     async def test_an_app_sees_its_own(self) -> None:
         mine = await self.onions().create("wiki", [WEB])

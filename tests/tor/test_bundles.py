@@ -16,7 +16,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ron.proto.errors import ErrorCode, RonError
 from ron.tor.hostnet import texts
-from ron.tor.hostnet.bundles import INDEX, MAX_BUNDLE_BYTES, Bundle, Index, digest, digests, pack, read_bundle, unpack
+from ron.tor.hostnet.bundles import (
+    INDEX,
+    MAX_BUNDLE_BYTES,
+    SEAL,
+    Bundle,
+    Index,
+    digest,
+    digests,
+    pack,
+    read_bundle,
+    unpack,
+)
 from ron.tor.hostnet.check import Consensus, Seen, judge, read_consensus
 from ron.tor.hostnet.owned import owned_folder, write_owned
 from ron.tor.hostnet.plan import (
@@ -139,13 +150,14 @@ class Plans(Refused):
             self.refused(ErrorCode.BAD_REQUEST, check_passphrase, passphrase)
 
 
-class Tars(Refused):
-    FILES = {"torrc": b"ORPort 1\n", "keys/secret_id_key": b"key", "README": b"read"}
+FILES = {"torrc": b"ORPort 1\n", "keys/secret_id_key": b"key", "README": b"read"}
 
+
+class Tars(Refused):
     def test_round_trip_and_the_same_bytes_every_time(self) -> None:
-        packed = pack(bundle(self.FILES))
-        self.assertEqual(packed, pack(bundle(dict(reversed(self.FILES.items())))))
-        self.assertEqual(unpack(packed), bundle(self.FILES))
+        packed = pack(bundle(FILES))
+        self.assertEqual(packed, pack(bundle(dict(reversed(FILES.items())))))
+        self.assertEqual(unpack(packed), bundle(FILES))
         with tarfile.open(fileobj=io.BytesIO(packed)) as made:
             for header in made:
                 self.assertEqual((header.mode, header.mtime, header.uid, header.uname), (0o600, 0, 0, ""))
@@ -161,18 +173,27 @@ class Tars(Refused):
             self.refused(ErrorCode.BAD_REQUEST, unpack, tar((header, b"")))
 
     def test_a_file_changed_added_left_out_or_twice(self) -> None:
-        good = bundle(self.FILES)
-        for files in ({**self.FILES, "torrc": b"ORPort 2\n"}, {**self.FILES, "more": b""}, {"torrc": b"ORPort 1\n"}):
+        good = bundle(FILES)
+        for files in ({**FILES, "torrc": b"ORPort 2\n"}, {**FILES, "more": b""}, {"torrc": b"ORPort 1\n"}):
             self.refused(ErrorCode.BAD_REQUEST, unpack, pack(Bundle(index=good.index, files=files)))
         index = msgspec.json.encode(bundle({"torrc": b"b"}).index)
-        twice = tar(*((tarfile.TarInfo(n), c) for n, c in ((INDEX, index), ("torrc", b"a"), ("torrc", b"b"))))
+        sealed = (SEAL, digest(index).encode()), (INDEX, index)
+        twice = tar(*((tarfile.TarInfo(n), c) for n, c in (*sealed, ("torrc", b"a"), ("torrc", b"b"))))
         self.refused(ErrorCode.BAD_REQUEST, unpack, twice)
 
     def test_a_tar_of_somebody_elses(self) -> None:
         """The same content, but with times and modes: not what we make, so somebody had his hands on it."""
-        header = tarfile.TarInfo(INDEX)
-        header.mtime = 1
-        self.refused(ErrorCode.BAD_REQUEST, unpack, tar((header, msgspec.json.encode(bundle({}).index))))
+        index = msgspec.json.encode(bundle({}).index)
+        for mtime in (0, 1):
+            header = tarfile.TarInfo(INDEX)
+            header.mtime, header.mode = mtime, 0o600
+            seal = tarfile.TarInfo(SEAL)
+            seal.mode = 0o600
+            made = tar((seal, digest(index).encode()), (header, index))
+            if mtime:
+                self.refused(ErrorCode.BAD_REQUEST, unpack, made)
+            else:
+                self.assertEqual(unpack(made), bundle({}))
 
     def test_sizes(self) -> None:
         self.refused(ErrorCode.TOO_LARGE, unpack, b"\0" * (MAX_BUNDLE_BYTES + 1))
@@ -181,7 +202,7 @@ class Tars(Refused):
     @settings(max_examples=300)
     @given(st.data())
     def test_any_damage_is_refused(self, data: st.DataObject) -> None:
-        good = pack(bundle(self.FILES))
+        good = pack(bundle(FILES))
         at = data.draw(st.integers(0, len(good) - 1))
         with_one_bit = bytearray(good)
         with_one_bit[at] ^= 1 << data.draw(st.integers(0, 7))

@@ -33,6 +33,8 @@ DEADLINE_S = 90.0
 _APP = frozenset({"app"})
 # Two different apps at once are nobody.
 _NOBODY = ""
+# These take as long as their caller will wait, or as a tor of an onion's own takes to start or to end.
+_WAITING = frozenset({"create", "bind", "rotate", "delete"})
 
 
 def endpoints(oniond: OniondService) -> list[Endpoint]:
@@ -49,6 +51,7 @@ def endpoints(oniond: OniondService) -> list[Endpoint]:
             enforces=_APP,
             deadline_s=DEADLINE_S,
             writes=method == "POST" and scope != "export",
+            waits=scope in _WAITING,
         )
 
     return [

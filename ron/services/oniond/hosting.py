@@ -253,7 +253,7 @@ class Hosting:
         """Listen to what becomes of circuits and descriptors there."""
         self._telemetry.tor_up(role, await ask(self._reactor, control, "circuit-status"))
         for event in EVENTS:
-            heard = partial(self._telemetry.heard, role, event)
+            heard = partial(self._heard, role, event)
             await within(self._reactor, ANSWER_TIMEOUT_S, control.add_event_listener(event, heard))
         own = next((onion for onion in self._registry if pool_number(role) is None and role_of(onion) == role), None)
         guards = self._guards(own) if own is not None else ()
@@ -273,6 +273,16 @@ class Hosting:
             self._heed.stands(onion, self.standing(onion).ready)
 
     # Inside
+
+    def _heard(self, role: str, event: str, text: str) -> None:
+        self._telemetry.heard(role, event, text)
+        action, _, rest = text.partition(" ")
+        if event == "HS_DESC" and action == "UPLOAD":
+            onion = self._served.get(f"{rest.partition(' ')[0]}.onion")
+            leaving = self.placement.leaving(onion.id) if onion is not None else None
+            if onion is not None and leaving is not None and leaving.role == role and not leaving.listed:
+                # a tor that it has left had the last word in the directories
+                self.publisher(self.role(onion)).again(onion.address)
 
     def _left_behind(self, onion: Onion) -> tuple[str, ...]:
         leaving = self.placement.leaving(onion.id)

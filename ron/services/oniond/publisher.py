@@ -90,6 +90,7 @@ class Publisher:
     ) -> None:
         self.role = role
         self._reactor = reactor
+        self._host = host
         self._remembered = dict(remembered)
         self._remember = remember
         self._watch = watch
@@ -257,25 +258,30 @@ class Publisher:
         for address, digest in list(self._have.items()):
             service = self._wanted.get(address)
             if service is not None and not service.listed and digest == service.digest:
-                await self._unlist(onions, address, service)
-            elif self._digest(address) != digest or address in self._unlisted:
+                continue
+            if self._digest(address) != digest or address in self._unlisted:
                 if service is not None and service.listed and self._muted:
                     continue  # it could not be published again
                 await self._withdraw(onions, address)
+        await self._unlist()
         for address, service in self._wanted.items():
             idle = address not in self._have and address not in self._tasks and address not in self._retries
             wished = service.listed and not self._muted
             if idle and wished and self._refused.get(address) != service.digest:
                 self._begin(onions, address, service)
 
-    async def _unlist(self, onions: TorOnions, address: str, service: Wanted) -> None:
-        if address in self._unlisted:
+    async def _unlist(self) -> None:
+        leaving = {a: one for a, one in self._wanted.items() if not one.listed and self._have.get(a) == one.digest}
+        leaving = {address: one for address, one in leaving.items() if address not in self._unlisted}
+        if not leaving:
             return
-        self._stand(address, Standing(False, MOVED))
-        if self._remembered.pop(address, None) is not None:
-            await self._note(address, None)  # to whoever comes after us it is a stray
-        await unlist(self._reactor, onions.control, service.spec)
-        self._unlisted.add(address)
+        for address in leaving:
+            self._stand(address, Standing(False, MOVED))
+            if self._remembered.pop(address, None) is not None:
+                await self._note(address, None)  # to whoever comes after us it is a stray
+        port = await self._host.control_port(self.role)
+        await unlist(self._reactor, port, [one.spec for one in leaving.values()])
+        self._unlisted.update(leaving)
 
     def _begin(self, onions: TorOnions, address: str, service: Wanted) -> None:
         self._stand(address, Standing(False))

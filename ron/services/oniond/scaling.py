@@ -135,9 +135,14 @@ class Scaling:
         self._decided(number, "operator")
         return self.view()
 
+    def notice(self) -> None:
+        """Other limits take effect at once. For every second."""
+        if self._loop.running and self._wishes() != self._config:
+            self.look()
+
     def look(self) -> None:
         """Take one more sample; begin a step if there is one to take."""
-        config, now_s = self._wishes(), self._reactor.seconds()
+        config = self._wishes()
         if config != self._config:
             # an operator's word: neither what was before it nor the pause after a step counts any more
             self._config, self._changed_at_s = config, None
@@ -145,6 +150,7 @@ class Scaling:
         self._samples.append(self._telemetry.load(self._pool))
         self._figures.serving = len(self._pool)
         if self._step is None:
+            now_s = self._reactor.seconds()
             decision = Policy(config).decide(
                 len(self._pool), self._samples, now_s=now_s, changed_at_s=self._changed_at_s
             )

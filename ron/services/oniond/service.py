@@ -424,6 +424,7 @@ class OniondService(Service):
     async def _look(self) -> None:
         self._ticks += 1
         self._hosting.look_after()
+        self._scaling.notice()
         if not await self._store_health.writable():
             return  # none of this could be kept
         if self._ticks % FORGET_EVERY == 0:

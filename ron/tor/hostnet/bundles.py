@@ -1,7 +1,8 @@
 """Bundles: what one host needs, in one tar file; the same content gives the same bytes, and reading takes care.
 
-In: named bytes. Out: a tar (members 0600, no times, no owners) whose first member `bundle.json` names and digests the
-others; and back, with `RonError` (BadRequest, TooLarge) for anything that is not exactly such a file.
+In: named bytes. Out: a tar (members 0600, no times, no owners) whose `bundle.json` names and digests the other files,
+and back, with `RonError` (BadRequest, TooLarge) for anything that is not exactly such a tar. That finds damage; against
+forgery there is the digest of the whole, which people compare.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 from ron.proto.errors import bad_request, too_large
 from ron.tor.hostnet.plan import FORMAT, Member
 
-INDEX = "bundle.json"
+INDEX, SEAL = "bundle.json", "bundle.sha256"
 MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES = 1024 * 1024, 256 * 1024, 32
 _NAME = re.compile(r"(keys/)?[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}(\.[a-z0-9]{1,8})?", re.ASCII)
 _REMAKE = "fetch the bundle again, or let the operator make it anew"
@@ -58,7 +59,8 @@ def pack(bundle: Bundle) -> bytes:
     """The tar of `bundle`: a function of its content alone."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in ((INDEX, msgspec.json.encode(bundle.index)), *sorted(bundle.files.items())):
+        index = msgspec.json.encode(bundle.index)
+        for name, content in ((SEAL, digest(index).encode()), (INDEX, index), *sorted(bundle.files.items())):
             header = tarfile.TarInfo(name)
             header.size, header.mode = len(content), 0o600
             tar.addfile(header, io.BytesIO(content))
@@ -70,8 +72,11 @@ def unpack(content: bytes) -> Bundle:
     if len(content) > MAX_BUNDLE_BYTES:
         raise too_large(f"a bundle of {len(content)} bytes", f"one has at most {MAX_BUNDLE_BYTES}")
     files = _files(content)
+    raw = files.pop(INDEX, b"")
+    if files.pop(SEAL, b"") != digest(raw).encode():
+        raise bad_request(f"the bundle's {INDEX} is damaged", _REMAKE)
     try:
-        index = msgspec.json.decode(files.pop(INDEX, b""), type=Index)
+        index = msgspec.json.decode(raw, type=Index)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise bad_request(f"the bundle has no proper {INDEX}", _REMAKE) from None
     if index.format != FORMAT:
@@ -105,10 +110,11 @@ def _read_owned(path: Path) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise bad_request(f"cannot read {path}: {error.strerror}", "name the bundle itself, not a link") from None
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(handle)
+        raise bad_request(f"{path} is no file", "name the bundle")
     with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise bad_request(f"{path} is no file", "name the bundle")
         if facts.st_mode & 0o077:
             raise bad_request(
                 f"{path} may be read by others, who may know its keys now", f"make new ones, or chmod 600 {path}"

@@ -43,7 +43,7 @@ class Seen(NamedTuple):
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A node. or_port_open, dir_port_open: a connection was accepted. listed: the newest consensus has it as running.
+    """A node. or_port_open, dir_port_open: TLS, HTTP were answered. listed: the newest consensus has it as running.
 
     signed: the authority signed that consensus. certificate_days_left: begun days, negative once over.
     """

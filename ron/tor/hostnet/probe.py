@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
-import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +25,7 @@ from ron.kernel.aio import within
 from ron.proto.errors import bad_request
 from ron.proto.exitcodes import Unreachable
 from ron.tor.hostnet.join import STATE, Joined
+from ron.tor.hostnet.look import shakes_hands
 from ron.tor.hostnet.owned import owned_folder, write_owned
 from ron.tor.hostnet.plan import Member
 
@@ -112,24 +111,14 @@ def _refused(content: bytes) -> set[str]:
 
 
 def answers(members: Sequence[Member]) -> dict[str, bool]:
-    """By fingerprint: did a TLS handshake come about? A frozen tor accepts connections, but shakes no hands. Blocks."""
+    """By fingerprint: does it answer? Asked twice, all at once. Blocks."""
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        found = pool.map(lambda member: any(_shakes_hands(member) for _ in range(TRIES)), members)
+        found = pool.map(_answers, members)
         return {member.fingerprint: answered for member, answered in zip(members, found, strict=True)}
 
 
-def _shakes_hands(member: Member) -> bool:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # whether it is the relay it says is tor's own test; here only whether somebody is there
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        with (
-            socket.create_connection((member.address, member.or_port), timeout=HANDSHAKE_TIMEOUT_S) as plain,
-            context.wrap_socket(plain),
-        ):
-            return True
-    except OSError:
-        return False
+def _answers(member: Member) -> bool:
+    return any(shakes_hands(member.address, member.or_port, HANDSHAKE_TIMEOUT_S) for _ in range(TRIES))
 
 
 def _write(data: Path, content: bytes) -> None:

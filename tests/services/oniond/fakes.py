@@ -58,6 +58,7 @@ class OnionTor(FakeTor):
         self.there: dict[str, str] = {}
         self.by_role = {"onion": self.there}
         self.acts: list[tuple[str, str]] = []
+        self.listeners: list[Controller] = []
         self.deaf: bool | set[str] = False
         self.refuses = False
         self.directory: Path | None = Path(self.mktemp()).absolute()
@@ -143,6 +144,8 @@ class OnionTor(FakeTor):
 
     def answer(self, controller: Controller, verb: str, rest: str) -> bool:
         """Answers itself what is about onions."""
+        if verb == "SETEVENTS":
+            self.listeners.append(controller)
         role = self.role_at(controller)
         there = self.by_role.setdefault(role, {})
         if verb in {"ADD_ONION", "DEL_ONION"}:
@@ -166,9 +169,9 @@ class OnionTor(FakeTor):
         return next((role for role, one in self.ports.items() if one == port), "gone")
 
     def tell_of(self, role: str, event: str) -> None:
-        """Something that happened at `role`."""
+        """Something that happened at `role`, for those who listen."""
         for controller in self.controllers:
-            if self.role_at(controller) == role:
+            if controller in self.listeners and self.role_at(controller) == role:
                 controller.say(f"650 {event}")
 
     def _add(self, controller: Controller, rest: str, role: str) -> None:

@@ -139,6 +139,11 @@ class Case(OnionTor):
         self.told_of: list[Readiness] = []
         self.service = self.make(LIMITS)
 
+    async def tearDown(self) -> None:
+        # before its tors
+        if self.service.running:
+            await self.service.stopService()
+
     async def world(self, onions: int = 3) -> list[str]:
         """Addresses of the config's own and `onions` more."""
         await self.up()
@@ -262,7 +267,7 @@ class Steps(Case):
         self.never_missing()
 
     async def test_bounds(self) -> None:
-        await self.world(0)
+        await self.world()
         for number in (0, 4):
             with self.assertRaises(RonError) as caught:
                 self.service.scale(number)
@@ -407,11 +412,11 @@ class Load(Case):
     async def test_an_operator_changes_the_limits(self) -> None:
         addresses = await self.world()
         self.wished = msgspec.structs.replace(LIMITS, scale_min=2)
-        self.service._scaling.look()
+        await self.service._look()
         await self.steady()
         self.assertEqual((self.service.scale().tors, self.service.scale().reason), (2, "too_few"))
         self.wished = msgspec.structs.replace(LIMITS, scale_max=1)
-        self.service._scaling.look()
+        await self.service._look()
         await self.steady()
         self.assertEqual((self.service.scale().tors, self.service.scale().reason), (1, "too_many"))
         self.assertEqual(self.at("onion"), set(addresses))

@@ -1,0 +1,416 @@
+"""The onion runtime as its callers see it: a real `ron-oniond`, and plain stem on another tor of the same network.
+
+One by one, ten and a hundred at once, ours and stem's in turn: from the call to the first directory that has the
+descriptor (told by the same kind of listener on either tor), to ready, to the first GET through a third tor, which
+tells too whether any directory had to say "not found". Then STATUS and CREATE with a hundred onions, and a Macronode
+whose onion runtime is killed while it has a hundred.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from stem.control import Controller, EventType
+
+from bench import harness
+from bench.harness import memory_mib
+from bench.unixload import closed_loop, figures, request
+from ron.tor.torrc import no_defaults
+from tests.live.onionwork import OnionWork, local_app, op_id
+from tests.live.support import MACRONODE, Daemon, http, new_node, until
+
+ROUNDS = int(os.environ.get("ONIONS_ROUNDS", "50"))
+# how many at once: how often
+BATCHES = {10: 4, 100: 2}
+MANY = max(BATCHES)
+STATUS_CALLS = {"one": 4000, "list": 1500}
+CLIENTS = (1, 8)
+CREATES = 50
+KILLS = 4
+PATIENCE_S = 180.0
+TARGETS = {
+    "bring-up p95, ms": 5000.0,
+    "overhead over stem, %": 10.0,
+    "STATUS p95, ms": 5.0,
+    "not found after ready": 0.0,
+}
+_LIMITS = "[limits]\nrequests_per_second_per_peer = 1000000\n"
+_ONION = "max_per_app = 1000\n"
+
+
+def main() -> None:
+    """Measure and save."""
+    local = local_app()
+    result: dict[str, Any] = {"setup": {"rounds": ROUNDS, "batches": BATCHES, "status_calls": STATUS_CALLS}}
+    # neighbours matter: a shared machine's figures are no worse than they look, but may be worse than they need be
+    result["load_before"] = [round(one, 2) for one in os.getloadavg()]
+    result |= _runtime(local) | {"restart": _restarts(local)}
+    result["load_after"] = [round(one, 2) for one in os.getloadavg()]
+    result["targets"] = _targets(result)
+    harness.save("onions", result)
+    _show(result)
+
+
+# Ours and stem's
+
+
+class Watch:
+    """When each onion was first uploaded, or not found, as one tor tells. A control connection of our own."""
+
+    def __init__(self, port: int) -> None:
+        self.control = Controller.from_port(port=port)
+        self.control.authenticate()
+        self.first: dict[str, float] = {}
+        self.not_found: Counter[str] = Counter()
+        self.control.add_event_listener(self._heard, EventType.HS_DESC)
+
+    def _heard(self, event: Any) -> None:
+        if event.action == "UPLOADED":
+            self.first.setdefault(event.address, time.monotonic())
+        elif event.action == "FAILED" and event.reason == "NOT_FOUND":
+            self.not_found[event.address] += 1
+
+    def uploaded(self, onions: Sequence[str]) -> list[float]:
+        """When, by the monotonic clock; once all are."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(onion in self.first for onion in onions):
+            if time.monotonic() > deadline:
+                raise RuntimeError("descriptors that no directory took")
+            time.sleep(0.005)
+        return [self.first[onion] for onion in onions]
+
+
+class Ours:
+    """Onions through the control API; every CREATE is an app's own."""
+
+    name = "rustyonions"
+
+    def __init__(self, work: OnionWork) -> None:
+        self.work = work
+        self.watch = Watch(work.tors()["onion"]["control_port"])
+        self.pid = work.pid("onion")
+        self.ids: list[str] = []
+        self.accepted: dict[str, float] = {}
+
+    def creates(self, count: int, wait_s: float = 0) -> list[bytes]:
+        """Requests."""
+        cap, more = self.work.daemon.admin_cap(), {"wait_s": wait_s}
+        return [request("POST", "/v1/onions", cap, self.work.creation(f"app-{n}", **more)) for n in range(count)]
+
+    def create(self, count: int, wait_s: float = 0) -> tuple[list[str], list[float]]:
+        """So many, one call after the other on one connection: their ids in tor, and when each call began."""
+        answers = closed_loop(self.work.socket, self.creates(count, wait_s), keep=True)
+        views = [json.loads(one.body) for one in answers]
+        self.ids = [view["id"] for view in views]
+        self.accepted = figures(answers)
+        return [view["onion"].removesuffix(".onion") for view in views], [one.sent_s for one in answers]
+
+    def remove(self) -> None:
+        """Those of the last call."""
+        cap = self.work.daemon.admin_cap()
+        gone = [request("DELETE", f"/v1/onions/{one}", cap, {"op_id": op_id()}) for one in self.ids]
+        closed_loop(self.work.socket, gone)
+        until(lambda: not self.work.detached(), 30, "onions gone")
+
+
+class Plain:
+    """Onions as a program makes them that has stem and a tor."""
+
+    name = "stem"
+
+    def __init__(self, torrc: Path, folder: Path, local: str) -> None:
+        ports = {"ControlPort": harness.free_port(), "SocksPort": harness.free_port()}
+        text = torrc.read_text().replace(str(torrc.parent), str(folder))
+        for option, port in ports.items():
+            text = re.sub(rf"(?m)^{option} 127.0.0.1:\d+", f"{option} 127.0.0.1:{port}", text)
+        folder.mkdir(mode=0o700)
+        (folder / "torrc").write_text(text)
+        command = ["setpriv", "--pdeathsig", "KILL", "--", "tor", "-f", str(folder / "torrc")]
+        self._tor = subprocess.Popen([*command, "--defaults-torrc", str(no_defaults())], stdout=subprocess.DEVNULL)
+        harness.wait_for_port(ports["ControlPort"], self._tor)
+        self.watch = Watch(ports["ControlPort"])
+        self.pid = self._tor.pid
+        self._local = local
+        self._ids: list[str] = []
+        control = self.watch.control
+        until(lambda: "PROGRESS=100" in control.get_info("status/bootstrap-phase"), 60, "stem's tor being up")
+
+    def create(self, count: int) -> tuple[list[str], list[float]]:
+        """As `Ours.create`."""
+        self._ids, began = [], []
+        for _ in range(count):
+            began.append(time.monotonic())
+            made = self.watch.control.create_ephemeral_hidden_service(
+                {80: self._local}, key_type="NEW", key_content="ED25519-V3", detached=True
+            )
+            self._ids.append(made.service_id)
+        return self._ids, began
+
+    def remove(self) -> None:
+        """Those of the last call."""
+        for one in self._ids:
+            self.watch.control.remove_ephemeral_hidden_service(one)
+
+    def end(self) -> None:
+        """The tor too."""
+        self.watch.control.close()
+        self._tor.terminate()
+        self._tor.wait(30)
+
+
+# The runs
+
+
+@contextlib.contextmanager
+def _sides(local: str) -> Iterator[tuple[Ours, Plain]]:
+    config = f'[admin]\nbind = "127.0.0.1:0"\n[onion]\n{_ONION}{_LIMITS}'
+    work = OnionWork(Daemon("ron-oniond", config, "onions.json"), local)
+    try:
+        work.daemon.start()
+        with harness.scratch() as folder:
+            plain = Plain(work.tornet / "onion" / "torrc", folder / "stem", local)
+            try:
+                yield Ours(work), plain
+            finally:
+                plain.end()
+    finally:
+        work.end()
+
+
+def _runtime(local: str) -> dict[str, Any]:
+    with _sides(local) as (ours, plain):
+        client = Watch(ours.work.tors()["client"]["control_port"])
+        rss = {side.name: {"0": memory_mib(side.pid)["rss_mib"]} for side in (ours, plain)}
+        result: dict[str, Any] = {"one_by_one": _one_by_one(ours, plain, client, rss)}
+        result["at_once"] = {str(count): _batches(ours, plain, count, rss) for count in BATCHES}
+        result["tor_rss_mib"] = rss
+        result["oniond_rss_mib"] = memory_mib(ours.work.daemon.pid)["rss_mib"]
+        result["status"] = _status(ours)
+        result["create"] = _create_rate(ours)
+        client.control.close()
+        ours.watch.control.close()
+    return result
+
+
+def _one_by_one(ours: Ours, plain: Plain, client: Watch, rss: dict[str, dict[str, float]]) -> dict[str, Any]:
+    times: dict[str, list[float]] = {}
+    failed: dict[str, int] = {ours.name: 0, plain.name: 0}
+    seen: dict[str, list[str]] = {ours.name: [], plain.name: []}
+
+    def note(what: str, since_s: float, at_s: float | None = None) -> None:
+        times.setdefault(what, []).append(((at_s or time.monotonic()) - since_s) * 1000)
+
+    for number in range(ROUNDS):
+        for side in (ours, plain) if number % 2 else (plain, ours):
+            time.sleep(random.random())  # noqa: S311 - tor does its work once a second: not always at the same moment
+            if isinstance(side, Ours):
+                onions, began = side.create(1, wait_s=60)
+                view = side.work.show(side.ids[0])
+                if not view["ready"]:
+                    raise RuntimeError(f"not ready within a minute: {view}")
+                times.setdefault(f"{side.name}: bringup_ms", []).append(view["bringup_ms"])
+                note(f"{side.name}: call to ready", began[0])
+            else:
+                onions, began = side.create(1)
+            note(f"{side.name}: call to first upload", began[0], side.watch.uploaded(onions)[0])
+            asked_s = time.monotonic()
+            failed[side.name] += not ours.work.reachable(f"{onions[0]}.onion")
+            note(f"{side.name}: first GET", asked_s)
+            seen[side.name] += onions
+            rss[side.name].setdefault("1", memory_mib(side.pid)["rss_mib"])
+            side.remove()
+    return {
+        "figures_ms": {name: harness.spread(values) for name, values in sorted(times.items())},
+        "first_get_failed": failed,
+        "not_found": {name: sum(client.not_found[onion] for onion in onions) for name, onions in seen.items()},
+        "overhead": _overhead(
+            times[f"{ours.name}: call to first upload"], times[f"{plain.name}: call to first upload"]
+        ),
+        "times_ms": {name: [round(value, 1) for value in values] for name, values in times.items()},
+    }
+
+
+def _overhead(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Of the time from the call to the first upload, in percent: by the medians and by the means."""
+    p50 = harness.percentile(ours, 50) / harness.percentile(theirs, 50)
+    mean = statistics.fmean(ours) / statistics.fmean(theirs)
+    return {"p50_percent": round((p50 - 1) * 100, 1), "mean_percent": round((mean - 1) * 100, 1)}
+
+
+def _batches(ours: Ours, plain: Plain, count: int, rss: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The last one of ours stays when these are the most there are."""
+    times: dict[str, list[float]] = {}
+    for number in range(BATCHES[count]):
+        for side in (ours, plain) if number % 2 == 0 else (plain, ours):
+            onions, began = side.create(count)
+            uploaded = side.watch.uploaded(onions)
+            took = [(at - since) * 1000 for at, since in zip(uploaded, began, strict=True)]
+            times.setdefault(f"{side.name}: call to first upload", []).extend(took)
+            times.setdefault(f"{side.name}: all uploaded", []).append((max(uploaded) - began[0]) * 1000)
+            if isinstance(side, Ours):
+                shown = _all_ready(side.work, count)
+                times.setdefault(f"{side.name}: all ready", []).append((time.monotonic() - began[0]) * 1000)
+                times.setdefault(f"{side.name}: bringup_ms", []).extend(view["bringup_ms"] for view in shown)
+            time.sleep(3)
+            rss[side.name][str(count)] = memory_mib(side.pid)["rss_mib"]
+            if not (side is ours and count == MANY and number == BATCHES[count] - 1):
+                side.remove()
+    overhead = _overhead(times[f"{ours.name}: call to first upload"], times[f"{plain.name}: call to first upload"])
+    return {"figures_ms": {n: harness.spread(v) for n, v in sorted(times.items())}, "overhead": overhead}
+
+
+def _all_ready(work: OnionWork, count: int) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        shown = list(work.listed().values())
+        if len(shown) >= count and all(view["ready"] for view in shown):
+            return shown
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{sum(view['ready'] for view in shown)} of {count} are ready")
+        time.sleep(0.1)
+
+
+def _status(ours: Ours) -> dict[str, Any]:
+    cap, one = ours.work.daemon.admin_cap(), ours.ids[MANY // 2]
+    paths = {"one": f"/v1/onions/{one}", "list": "/v1/onions"}
+    closed_loop(ours.work.socket, [request("GET", path, cap) for path in paths.values()] * 20)
+    return {
+        f"{what}, {clients} client{'s' * (clients > 1)}": figures(
+            closed_loop(ours.work.socket, [request("GET", paths[what], cap)] * STATUS_CALLS[what], clients=clients)
+        )
+        for what in paths
+        for clients in CLIENTS
+    }
+
+
+def _create_rate(ours: Ours) -> dict[str, Any]:
+    """Accepted, and on the disk when it is answered; tor publishes them meanwhile."""
+    found = {}
+    for clients in CLIENTS:
+        found[f"{clients} client{'s' * (clients > 1)}"] = figures(
+            closed_loop(ours.work.socket, ours.creates(CREATES), clients=clients)
+        )
+        _all_ready(ours.work, MANY)
+    return found
+
+
+# The kill
+
+
+def _restarts(local: str) -> dict[str, Any]:
+    node = new_node(f"{MACRONODE}{_LIMITS}", onion=_ONION)
+    work = OnionWork(node, local)
+    try:
+        node.start()
+        client = next(name for name in work.tors() if name not in ("onion",) and not name.startswith(("auth", "relay")))
+        watch = Watch(work.tors()[client]["control_port"])
+        ours = Ours(work)
+        onions, _began = ours.create(MANY)
+        failed, found = _visit_when_ready(work, client)
+        kills = [_kill(work) for _ in range(KILLS)]
+        failed_after = sum(not work.reachable(f"{onion}.onion", client) for onion in onions[:10])
+        for one in (watch, ours.watch):
+            one.control.close()
+    finally:
+        work.end()
+    return {
+        "onions": MANY,
+        "api_answers_ms": harness.spread([kill["api_ms"] for kill in kills]),
+        "all_ready_ms": harness.spread([kill["ready_ms"] for kill in kills]),
+        "published_anew": sum(kill["anew"] for kill in kills),
+        "get_failed_after": failed_after,
+        "while_coming_up": {"visited": found, "first_get_failed": failed, "not_found": sum(watch.not_found.values())},
+    }
+
+
+def _visit_when_ready(work: OnionWork, client: str) -> tuple[int, int]:
+    """Each onion as soon as STATUS says that it is ready, while others still come up: failures, and visits."""
+    visited: dict[str, Any] = {}
+    with ThreadPoolExecutor(8) as visitors:
+        deadline = time.monotonic() + PATIENCE_S
+        while len(visited) < MANY and time.monotonic() < deadline:
+            for view in work.listed().values():
+                if view["ready"] and view["app"].startswith("app-") and view["onion"] not in visited:
+                    visited[view["onion"]] = visitors.submit(work.reachable, view["onion"], client)
+            time.sleep(0.1)
+    return sum(not one.result() for one in visited.values()), len(visited)
+
+
+def _kill(work: OnionWork) -> dict[str, Any]:
+    time.sleep(5)  # a spare process is started two seconds after the last was taken
+    services = http("GET", f"{work.daemon.facts()['gateway_url']}/v1/services", cap=work.daemon.admin_cap()).json()
+    pid = next(unit["pid"] for unit in services if unit["name"] == "oniond")
+    began_s = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        time.sleep(0.001)
+    while not work.answers():
+        if time.monotonic() - began_s > 60:
+            raise RuntimeError("oniond did not come back")
+        time.sleep(0.005)
+    api_ms = (time.monotonic() - began_s) * 1000
+    shown = _all_ready(work, MANY)
+    ready_ms = (time.monotonic() - began_s) * 1000
+    return {"api_ms": api_ms, "ready_ms": ready_ms, "anew": sum(view["bringup_ms"] is not None for view in shown)}
+
+
+# What comes of it
+
+
+def _targets(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    single, coming = result["one_by_one"], result["restart"]["while_coming_up"]
+    ours = Ours.name
+    overheads = [single["overhead"], *(one["overhead"] for one in result["at_once"].values())]
+    measured = {
+        "bring-up p95, ms": single["figures_ms"][f"{ours}: call to ready"]["p95"],
+        "overhead over stem, %": overheads[0]["p50_percent"],
+        "not found after ready": single["not_found"][ours] + single["first_get_failed"][ours],
+    }
+    found = {name: {"target": TARGETS[name], "measured": value} for name, value in measured.items()}
+    for count, overhead in zip(BATCHES, overheads[1:], strict=True):
+        found[f"overhead over stem, %, {count} at once"] = {
+            "target": TARGETS["overhead over stem, %"],
+            "measured": overhead["p50_percent"],
+        }
+    found["not found after ready, 100 coming up"] = {
+        "target": TARGETS["not found after ready"],
+        "measured": coming["not_found"] + coming["first_get_failed"],
+    }
+    for name, figure in result["status"].items():
+        found[f"STATUS p95, ms: {name}"] = {"target": TARGETS["STATUS p95, ms"], "measured": figure["p95"]}
+    return {name: {**one, "met": one["measured"] <= one["target"]} for name, one in found.items()}
+
+
+def _show(result: dict[str, Any]) -> None:
+    blocks = {"one by one": result["one_by_one"], **{f"{n} at once": one for n, one in result["at_once"].items()}}
+    rows = [
+        [f"{title}, {name}", *(figure[k] for k in ("n", "p50", "p95", "max"))]
+        for title, block in blocks.items()
+        for name, figure in block["figures_ms"].items()
+    ]
+    restart = result["restart"]
+    rows += [
+        [f"killed, {k}", *(restart[k][i] for i in ("n", "p50", "p95", "max"))] for k in restart if k.endswith("_ms")
+    ]
+    harness.show("onions, ms", ["", "n", "p50", "p95", "max"], rows)
+    calls = {**result["status"], **{f"CREATE, {n}": one for n, one in result["create"].items()}}
+    rows = [[name, *(f[k] for k in ("n", "p50", "p95", "max", "per_s"))] for name, f in calls.items()]
+    harness.show(f"control API with {MANY} onions, ms", ["", "n", "p50", "p95", "max", "a second"], rows)
+    kinds = list(result["tor_rss_mib"][Ours.name])
+    rows = [[name, *(of[kind] for kind in kinds)] for name, of in result["tor_rss_mib"].items()]
+    harness.show("RSS of the tor with so many onions, MiB", ["", *kinds], rows)
+    rows = [[name, t["target"], t["measured"], "yes" if t["met"] else "NO"] for name, t in result["targets"].items()]
+    harness.show("targets", ["", "target", "measured", "met"], rows)
