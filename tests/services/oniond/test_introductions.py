@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -42,7 +44,7 @@ class Losing(SynchronousTestCase):
     def test_less_and_less_often_while_it_does_not_help(self) -> None:
         self.lost({A: 6}, 0)
         at = [now_s for now_s in range(1, 4000) if self.lost({A: 2}, now_s)]
-        gaps = [later - earlier for earlier, later in zip(at, at[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(at)]
         self.assertEqual(gaps, sorted(gaps))
         self.assertGreater(gaps[0], PATIENCE_S)
         self.assertEqual(gaps[-1], CEILING_S + 1)
