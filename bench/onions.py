@@ -9,28 +9,22 @@ whose onion runtime is killed while it has a hundred.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
-import re
 import signal
 import statistics
-import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stem.control import Controller, EventType
-
 from bench import harness
 from bench.harness import memory_mib
+from bench.onionsides import PATIENCE_S, Ours, Plain, Watch
 from bench.unixload import closed_loop, figures, request
-from ron.tor.torrc import no_defaults
-from tests.live.onionwork import OnionWork, local_app, op_id
-from tests.live.support import MACRONODE, Daemon, http, new_node, until
+from tests.live.onionwork import OnionWork, local_app
+from tests.live.support import MACRONODE, Daemon, http, new_node
 
 ROUNDS = int(os.environ.get("ONIONS_ROUNDS", "50"))
 # how many at once: how often
@@ -40,7 +34,6 @@ STATUS_CALLS = {"one": 4000, "list": 1500}
 CLIENTS = (1, 8)
 CREATES = 50
 KILLS = 4
-PATIENCE_S = 180.0
 TARGETS = {
     "bring-up p95, ms": 5000.0,
     "overhead over stem, %": 10.0,
@@ -64,113 +57,6 @@ def main() -> None:
     _show(result)
 
 
-# Ours and stem's
-
-
-class Watch:
-    """When each onion was first uploaded, or not found, as one tor tells. A control connection of our own."""
-
-    def __init__(self, port: int) -> None:
-        self.control = Controller.from_port(port=port)
-        self.control.authenticate()
-        self.first: dict[str, float] = {}
-        self.not_found: Counter[str] = Counter()
-        self.control.add_event_listener(self._heard, EventType.HS_DESC)
-
-    def _heard(self, event: Any) -> None:
-        if event.action == "UPLOADED":
-            self.first.setdefault(event.address, time.monotonic())
-        elif event.action == "FAILED" and event.reason == "NOT_FOUND":
-            self.not_found[event.address] += 1
-
-    def uploaded(self, onions: Sequence[str]) -> list[float]:
-        """When, by the monotonic clock; once all are."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not all(onion in self.first for onion in onions):
-            if time.monotonic() > deadline:
-                raise RuntimeError("descriptors that no directory took")
-            time.sleep(0.005)
-        return [self.first[onion] for onion in onions]
-
-
-class Ours:
-    """Onions through the control API; every CREATE is an app's own."""
-
-    name = "rustyonions"
-
-    def __init__(self, work: OnionWork) -> None:
-        self.work = work
-        self.watch = Watch(work.tors()["onion"]["control_port"])
-        self.pid = work.pid("onion")
-        self.ids: list[str] = []
-        self.accepted: dict[str, float] = {}
-
-    def creates(self, count: int, wait_s: float = 0) -> list[bytes]:
-        """Requests."""
-        cap, more = self.work.daemon.admin_cap(), {"wait_s": wait_s}
-        return [request("POST", "/v1/onions", cap, self.work.creation(f"app-{n}", **more)) for n in range(count)]
-
-    def create(self, count: int, wait_s: float = 0) -> tuple[list[str], list[float]]:
-        """So many, one call after the other on one connection: their ids in tor, and when each call began."""
-        answers = closed_loop(self.work.socket, self.creates(count, wait_s), keep=True)
-        views = [json.loads(one.body) for one in answers]
-        self.ids = [view["id"] for view in views]
-        self.accepted = figures(answers)
-        return [view["onion"].removesuffix(".onion") for view in views], [one.sent_s for one in answers]
-
-    def remove(self) -> None:
-        """Those of the last call."""
-        cap = self.work.daemon.admin_cap()
-        gone = [request("DELETE", f"/v1/onions/{one}", cap, {"op_id": op_id()}) for one in self.ids]
-        closed_loop(self.work.socket, gone)
-        until(lambda: not self.work.detached(), 30, "onions gone")
-
-
-class Plain:
-    """Onions as a program makes them that has stem and a tor."""
-
-    name = "stem"
-
-    def __init__(self, torrc: Path, folder: Path, local: str) -> None:
-        ports = {"ControlPort": harness.free_port(), "SocksPort": harness.free_port()}
-        text = torrc.read_text().replace(str(torrc.parent), str(folder))
-        for option, port in ports.items():
-            text = re.sub(rf"(?m)^{option} 127.0.0.1:\d+", f"{option} 127.0.0.1:{port}", text)
-        folder.mkdir(mode=0o700)
-        (folder / "torrc").write_text(text)
-        command = ["setpriv", "--pdeathsig", "KILL", "--", "tor", "-f", str(folder / "torrc")]
-        self._tor = subprocess.Popen([*command, "--defaults-torrc", str(no_defaults())], stdout=subprocess.DEVNULL)
-        harness.wait_for_port(ports["ControlPort"], self._tor)
-        self.watch = Watch(ports["ControlPort"])
-        self.pid = self._tor.pid
-        self._local = local
-        self._ids: list[str] = []
-        control = self.watch.control
-        until(lambda: "PROGRESS=100" in control.get_info("status/bootstrap-phase"), 60, "stem's tor being up")
-
-    def create(self, count: int) -> tuple[list[str], list[float]]:
-        """As `Ours.create`."""
-        self._ids, began = [], []
-        for _ in range(count):
-            began.append(time.monotonic())
-            made = self.watch.control.create_ephemeral_hidden_service(
-                {80: self._local}, key_type="NEW", key_content="ED25519-V3", detached=True
-            )
-            self._ids.append(made.service_id)
-        return self._ids, began
-
-    def remove(self) -> None:
-        """Those of the last call."""
-        for one in self._ids:
-            self.watch.control.remove_ephemeral_hidden_service(one)
-
-    def end(self) -> None:
-        """The tor too."""
-        self.watch.control.close()
-        self._tor.terminate()
-        self._tor.wait(30)
-
-
 # The runs
 
 
@@ -181,7 +67,7 @@ def _sides(local: str) -> Iterator[tuple[Ours, Plain]]:
     try:
         work.daemon.start()
         with harness.scratch() as folder:
-            plain = Plain(work.tornet / "onion" / "torrc", folder / "stem", local)
+            plain = Plain(work.tornet / "onion", folder / "stem", local)
             try:
                 yield Ours(work), plain
             finally:
@@ -215,7 +101,7 @@ def _one_by_one(ours: Ours, plain: Plain, client: Watch, rss: dict[str, dict[str
 
     for number in range(ROUNDS):
         for side in (ours, plain) if number % 2 else (plain, ours):
-            time.sleep(random.random())  # noqa: S311 - tor does its work once a second: not always at the same moment
+            time.sleep(random.random())  # tor does its work once a second: not always at the same moment
             if isinstance(side, Ours):
                 onions, began = side.create(1, wait_s=60)
                 view = side.work.show(side.ids[0])

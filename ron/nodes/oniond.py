@@ -31,7 +31,7 @@ from ron.nodes.runtime import Runtime
 from ron.proto.addresses import parse_host_port
 from ron.proto.errors import RonError
 from ron.services.configs import OniondConfig, loopback
-from ron.services.oniond.service import OnionStatus
+from ron.services.oniond.views import OnionStatus
 
 NAME = "ron-oniond"
 FACTS_FILE = "onions.json"

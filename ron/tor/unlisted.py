@@ -48,6 +48,9 @@ async def unlist(reactor: Any, port: int, specs: Sequence[OnionSpec]) -> None:
 async def _swap(reactor: Any, first: TorControlProtocol, second: TorControlProtocol, spec: OnionSpec) -> None:
     gone = first.queue_command(f"DEL_ONION {spec.address.removesuffix('.onion')}")
     back = second.queue_command(f"ADD_ONION {spec.key.blob} {spec.arguments()}")
+    # the reactor would write later, and in any order
+    for control in (first, second):
+        control.transport.doWrite()
     # whichever fails, the other must not be left alone with its failure; a repetition finds the first one done
     _deleted, trouble = [await _outcome(reactor, answer) for answer in (gone, back)]
     if trouble is not None:  # they came in the other order, and it was there still

@@ -17,9 +17,11 @@ from ron.crypto.frost.errors import Refused
 from ron.crypto.frost.keys import GroupKey, KeyShare
 from ron.crypto.frost.session import Coordinator, Request, Signer
 from ron.crypto.frost.shamir import Polynomial
+from ron.crypto.frost.wire import Kind
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "frost"
 COORDINATOR = 1
+HEAD = 36
 # sender, receiver, message → what the receiver gets; None keeps it back
 Tamper = Callable[[int, int, bytes], bytes | None]
 
@@ -170,3 +172,17 @@ def keygen_network(threshold: int, members: Sequence[int], tamper: Tamper = lamb
 def born(threshold: int, count: int) -> Mapping[int, KeyShare]:
     """Shares of a key that was never whole, the same all through a test run."""
     return keygen_network(threshold, range(1, count + 1)).run().results
+
+
+def kind(raw: bytes) -> Kind:
+    return Kind(raw[1])
+
+
+def with_wrong_share(dealer: int, receiver: int) -> Tamper:
+    def tamper(sender: int, to: int, raw: bytes) -> bytes:
+        if (sender, to, kind(raw)) == (dealer, receiver, Kind.SHARE):
+            wrong = scalar(integer(raw[HEAD : HEAD + 32]) + 1)
+            return raw[:HEAD] + wrong + raw[HEAD + 32 :]
+        return raw
+
+    return tamper

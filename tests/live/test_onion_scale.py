@@ -25,7 +25,7 @@ class Visitors:
     strangers: on a circuit of its own each time. regulars: on the same circuit as before. fetched, slowest_s: by phase.
     """
 
-    def __init__(self, work: OnionWork, onions: list[str], *, regulars: int = 2) -> None:
+    def __init__(self, work: OnionWork, onions: list[str], *, regulars: int = 4) -> None:
         self.failed: list[str] = []
         self.fetched: Counter[str] = Counter()
         self.slowest_s: dict[str, float] = {}
@@ -58,7 +58,7 @@ class Visitors:
     def _regular(self, onion: str) -> None:
         while not self._regulars_over.is_set():
             self._fetch("regular", f"regular-{onion}", onion)
-            self._regulars_over.wait(0.1)
+            self._regulars_over.wait(0.05)
 
     def _fetch(self, who: str, circuit: str, onion: str) -> None:
         phase, began_s = f"{who} {self.phase}", time.monotonic()

@@ -28,6 +28,7 @@ from ron.services.oniond.store import OnionStore
 from ron.services.oniond.telemetry import EVENTS, Telemetry
 from ron.tor.attached import TorHost
 from ron.tor.control import ANSWER_TIMEOUT_S, ask
+from ron.tor.effort import suggested_effort
 from ron.tor.unlisted import prefer_guards
 
 _log = Logger(namespace="ron.oniond")
@@ -238,6 +239,17 @@ class Hosting:
         for role in self.placement.roles(onion):
             for address in addresses(onion):
                 await quietly(self.publisher(role).hang_up(address))
+
+    async def effort(self, onion: Onion) -> int | None:
+        """What it asks of its visitors at present; None when that is not to be known."""
+        control = self.publisher(self.role(onion)).tor.control
+        if control is None:
+            return None
+        try:
+            return await suggested_effort(self._reactor, control, onion.address)
+        except Exception as error:  # noqa: BLE001 - its tor is going; the next time will tell
+            _log.debug("the effort of {id} is not known: {error}", id=onion.id, error=str(error))
+            return None
 
     def socks(self, onion: Onion) -> Socks | None:
         """The app's own way out."""

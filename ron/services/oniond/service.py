@@ -13,16 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeadlineError
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ron.kernel import HealthState
 from ron.kernel.aio import within
-from ron.proto.clock import rfc3339
 from ron.proto.onions import (
     AddClientRequest,
     BindRequest,
@@ -33,7 +30,6 @@ from ron.proto.onions import (
     ExportRequest,
     OnionView,
     Port,
-    Previous,
     RemoveClientRequest,
     RotateRequest,
 )
@@ -48,30 +44,17 @@ from ron.services.oniond.scaling import ScaleFigures, ScaleView, Scaling
 from ron.services.oniond.store import DATABASE, OnionStore, legacy_key
 from ron.services.oniond.storehealth import StoreHealth
 from ron.services.oniond.telemetry import Telemetry
+from ron.services.oniond.upkeep import Upkeep
+from ron.services.oniond.views import OnionStatus, status_of, view_of, views_of
 from ron.tor.backends import BackendReport, Capability, require
 from ron.tor.fleet import Stage
 from ron.tor.onionkeys import new_key
 
 # Every onion of the config is published within this time, or the start has failed.
 BRING_UP_S = 120.0
-TICK_S = 1.0
-FORGET_EVERY = 600
-LOOK_AGAIN_EVERY = 15
-# A visitor who has moved nothing for so long does not hold up a drain: clients keep idle circuits for many minutes.
-QUIET_S = 10.0
 HEALTH_KEY = "onions"
 _NOBODYS = "0" * 36
 _log = Logger(namespace="ron.oniond")
-
-
-class OnionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the config's onions as the node's status shows it. bringup_ms: None for one that was found published."""
-
-    app: str
-    onion: str | None
-    ports: tuple[int, ...]
-    published: bool
-    bringup_ms: float | None = None
 
 
 class Audit(Protocol):
@@ -120,9 +103,6 @@ class OniondService(Service):
         self._now = now
         self._apps: dict[str, tuple[Port, ...]] = {}
         self._ids: dict[str, str] = {}
-        self._ticks = 0
-        self._tick = LoopingCall(self._look_after)
-        self._tick.clock = reactor
         self._loading: Deferred[None] = Deferred()
         self._make()
 
@@ -158,8 +138,7 @@ class OniondService(Service):
         return Deferred.fromCoroutine(self._end())
 
     async def _end(self) -> None:
-        if self._tick.running:
-            self._tick.stop()
+        self._upkeep.stop()
         self._scaling.stop()
         await self._hosting.stop()
         await self._store.stop()
@@ -188,6 +167,15 @@ class OniondService(Service):
             find=self._registry.get,
             wishes=lambda: from_section(self._wishes()),
         )
+        self._upkeep = Upkeep(
+            self._reactor,
+            self._registry,
+            self._hosting,
+            scaling=self._scaling,
+            store=self._store_health,
+            telemetry=self.telemetry,
+            now=self._now,
+        )
 
     async def _load(self) -> None:
         await self._store.start()
@@ -195,7 +183,7 @@ class OniondService(Service):
         await self._declare()
         await self._hosting.start(applied)
         self._scaling.start()
-        self._tick.start(TICK_S, now=False)
+        self._upkeep.start()
 
     def _not_loaded(self, failure: Any) -> Any:
         if failure.check(CancelledError) and not self.running:
@@ -240,7 +228,12 @@ class OniondService(Service):
 
     def status(self) -> tuple[OnionStatus, ...]:
         """The config's onions."""
-        return tuple(self._status(app, ports) for app, ports in self._apps.items())
+        return tuple(
+            status_of(
+                app, tuple(port.onion_port for port in ports), self._registry.get(self._ids.get(app, "")), self._hosting
+            )
+            for app, ports in self._apps.items()
+        )
 
     # Calls. Each raises `RonError`; `may` is the app that the caller is narrowed to, None for an operator.
 
@@ -268,7 +261,13 @@ class OniondService(Service):
         def rule(onion: Onion) -> Onion:
             return model.rotate(onion, key, now_s=self._now(), grace_s=request.grace_s)
 
-        return await self._change(onion_id, act, rule, request.wait_s)
+        before = self.find(onion_id, may)
+        view = await self._change(onion_id, act, rule, request.wait_s)
+        if view.onion == model.address_of_blob(key.blob):
+            await self._audit.record(
+                "onion_rotated", app=view.app, old_onion=before.address, new_onion=view.onion, op_id=request.op_id
+            )
+        return view
 
     async def drain(self, onion_id: str, request: DrainRequest, may: str | None = None) -> OnionView:
         """No new visitors; `drained` when the last has gone or the deadline is over."""
@@ -298,7 +297,9 @@ class OniondService(Service):
         """The service and its key are gone, visitors are hung up on."""
         if self._registry.has_acted(onion_id, request.op_id, may):
             return
-        gone = await self._registry.delete(onion_id, self._act("delete", onion_id, request, may))
+        act, onion = self._act("delete", onion_id, request, may), self.find(onion_id, may)
+        await self._audit.record("onion_deleted", app=onion.app, onion=onion.address, op_id=request.op_id)
+        gone = await self._registry.delete(onion_id, act)
         await self._hosting.unhost(gone)
         _log.info("onion {id} of {app} is deleted", event="onion_deleted", id=gone.id, app=gone.app)
 
@@ -318,15 +319,11 @@ class OniondService(Service):
 
     def list(self, may: str | None = None) -> tuple[OnionView, ...]:
         """All, or those of one app; the oldest first."""
-        onions = [onion for onion in self._registry if may is None or onion.app == may]
-        visitors = self._hosting.visitors_of(onions)
-        onions.sort(key=lambda onion: (onion.created_s, onion.id))
-        return tuple(self._view(onion, visitors[onion.id]) for onion in onions)
+        return views_of((onion for onion in self._registry if may is None or onion.app == may), self._hosting)
 
     def view(self, onion: Onion) -> OnionView:
         """As its owner sees it, with the app's own way out."""
-        view = self._view(onion, self._hosting.visitors(onion))
-        return msgspec.structs.replace(view, socks=self._hosting.socks(onion))
+        return view_of(onion, self._hosting)
 
     # For the hosting
 
@@ -374,83 +371,6 @@ class OniondService(Service):
                 _log.debug("onion {id} is not ready yet", id=onion.id)
         return self.view(self.find(onion.id))
 
-    def _view(self, onion: Onion, visitors: int) -> OnionView:
-        standing = self._hosting.standing(onion)
-        return OnionView(
-            id=onion.id,
-            app=onion.app,
-            onion=onion.address,
-            state=onion.state,
-            ready=standing.ready,
-            reason=standing.reason if onion.state == "active" else f"it is {onion.state}",
-            ports=onion.ports,
-            persistence=onion.persistence,
-            isolation=onion.isolation,
-            clients=onion.clients,
-            created_at=rfc3339(onion.created_s),
-            hints=onion.hints,
-            limits=onion.limits,
-            pow=onion.pow,
-            previous=self._previous(onion),
-            bringup_ms=standing.bringup_ms,
-            uploads=standing.uploads,
-            circuits=visitors,
-        )
-
-    def _previous(self, onion: Onion) -> Previous | None:
-        if onion.previous is None:
-            return None
-        address = model.address_of_blob(onion.previous.key)
-        ready = self._hosting.standing(onion, address).ready
-        return Previous(onion=address, until=rfc3339(onion.previous.until_s), ready=ready)
-
-    def _status(self, app: str, ports: tuple[Port, ...]) -> OnionStatus:
-        onion_id = self._ids.get(app)
-        numbers = tuple(port.onion_port for port in ports)
-        if onion_id is None:
-            return OnionStatus(app=app, onion=None, ports=numbers, published=False)
-        onion = self.find(onion_id)
-        standing = self._hosting.standing(onion)
-        return OnionStatus(
-            app=app, onion=onion.address, ports=numbers, published=standing.ready, bringup_ms=standing.bringup_ms
-        )
-
-    # Time
-
-    def _look_after(self) -> Deferred[None]:
-        looking = Deferred.fromCoroutine(self._look())
-        return looking.addErrback(lambda failure: _log.failure("looking after onions", failure, event="oniond_tick"))
-
-    async def _look(self) -> None:
-        self._ticks += 1
-        self._hosting.look_after()
-        self._scaling.notice()
-        if not await self._store_health.writable():
-            return  # none of this could be kept
-        if self._ticks % FORGET_EVERY == 0:
-            await self._registry.forget_old_acts()
-        if self._ticks % LOOK_AGAIN_EVERY == 0:
-            await self._hosting.look_again()
-        now_s = self._now()
-        for onion in list(self._registry):
-            if onion.previous is not None and onion.previous.until_s <= now_s:
-                onion = await self._registry.change(onion.id, None, partial(_end_grace, now_s))
-                await self._hosting.host(onion)
-            if onion.state == "draining":
-                await self._finish_drain(onion, now_s)
-
-    async def _finish_drain(self, onion: Onion, now_s: float) -> None:
-        there = self._hosting.visitors(onion, quiet_s=QUIET_S)
-        if there and now_s < onion.drain_until_s:
-            return
-        await self._hosting.hang_up(onion)
-        await self._registry.change(onion.id, None, lambda o: model.drained(o) if o.state == "draining" else o)
-        _log.info("onion {id} is drained", event="onion_drained", id=onion.id, cut_off=there)
-
 
 def _rebound(ports: tuple[Port, ...], onion: Onion) -> Onion:
     return model.bind(onion, ports)
-
-
-def _end_grace(now_s: float, onion: Onion) -> Onion:
-    return model.end_grace(onion, now_s)

@@ -123,6 +123,8 @@ class Telemetry:
         self._tors: dict[str, _Tor] = {}
         self._onions: dict[str, _Setup] = {}
         self._apps: dict[str, AppFigures] = {TOR: AppFigures(), OTHER: AppFigures()}
+        # suggested efforts of proof of work by app, for as long as they are known
+        self.efforts: dict[str, int] = {}
         self._ring: deque[OnionEvent] = deque(maxlen=RING)
         self._seq = 0
         self._observers: list[Callable[[OnionEvent], None]] = []
@@ -281,7 +283,10 @@ class Telemetry:
         established = GaugeMetricFamily("onion_intro_points", "Introduction points that work", labels=["app"])
         for app, count in points.items():
             established.add_metric([app], count)
-        yield from (circuits, established)
+        effort = GaugeMetricFamily("onion_pow_effort", "Proof of work asked of visitors (proposal 327)", labels=["app"])
+        for app, value in self.efforts.items():
+            effort.add_metric([app if app in self._apps else OTHER], value)
+        yield from (circuits, established, effort)
 
     def _descriptor(self, _tor: _Tor, line: _Line) -> bool:
         """`UPLOADED <onion> <auth> <directory>`; `FAILED … REASON=…`; the rest is the way there."""

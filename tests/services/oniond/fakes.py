@@ -133,7 +133,7 @@ class OnionTor(FakeTor):
         service = service or self.service
         for publisher in service._hosting._publishers.values():
             publisher.let_go()
-        service._tick.stop()
+        service._upkeep.stop()
         service._scaling.stop()
         service.running = False
         await service._store.stop()

@@ -139,10 +139,10 @@ class Case(OnionTor):
         self.told_of: list[Readiness] = []
         self.service = self.make(LIMITS)
 
-    async def tearDown(self) -> None:
-        # before its tors
-        if self.service.running:
-            await self.service.stopService()
+    async def add(self, name: str) -> None:
+        await super().add(name)
+        # cleanups begin with the last: the service ends before its tors do
+        self.addCleanup(lambda: self.service.stopService() if self.service.running else None)
 
     async def world(self, onions: int = 3) -> list[str]:
         """Addresses of the config's own and `onions` more."""
@@ -412,11 +412,11 @@ class Load(Case):
     async def test_an_operator_changes_the_limits(self) -> None:
         addresses = await self.world()
         self.wished = msgspec.structs.replace(LIMITS, scale_min=2)
-        await self.service._look()
+        await self.service._upkeep.look()
         await self.steady()
         self.assertEqual((self.service.scale().tors, self.service.scale().reason), (2, "too_few"))
         self.wished = msgspec.structs.replace(LIMITS, scale_max=1)
-        await self.service._look()
+        await self.service._upkeep.look()
         await self.steady()
         self.assertEqual((self.service.scale().tors, self.service.scale().reason), (1, "too_many"))
         self.assertEqual(self.at("onion"), set(addresses))

@@ -44,7 +44,7 @@ class Case(OnionTor):
 
     async def tick(self, seconds: float = 1.0) -> None:
         self.now += seconds
-        await self.service._look()
+        await self.service._upkeep.look()
 
 
 class ConfigsOwn(Case):
@@ -362,6 +362,31 @@ class Changing(Case):
         self.assertNotIn(answer.key, str(self.audit.records))
         self.audit.trouble = unavailable("disk full")
         await self.fails(ErrorCode.STORE_UNAVAILABLE, self.service.export(self.view.id, request, "cap"))
+
+    async def test_rotated_and_deleted_stand_in_the_audit_log_once(self) -> None:
+        request = RotateRequest(op_id=op_id(2), grace_s=0)
+        for _ in range(2):
+            view = await self.service.rotate(self.view.id, request)
+        for _ in range(2):
+            await self.service.delete(self.view.id, DeleteRequest(op_id=op_id(3)))
+        (rotated, addresses), (deleted, last) = self.audit.records
+        self.assertEqual((rotated, deleted), ("onion_rotated", "onion_deleted"))
+        self.assertEqual((addresses["old_onion"], addresses["new_onion"]), (self.view.onion, view.onion))
+        self.assertEqual(last["onion"], view.onion)
+
+    async def test_no_audit_no_deletion(self) -> None:
+        self.audit.trouble = unavailable("disk full")
+        request = DeleteRequest(op_id=op_id(2))
+        await self.fails(ErrorCode.STORE_UNAVAILABLE, self.service.delete(self.view.id, request))
+        self.assertTrue(self.shown().ready)
+
+    async def test_the_effort_is_a_figure_by_app(self) -> None:
+        await self.service.create(create(5, "news", pow=Pow(), wait_s=5))
+        await self.service._upkeep._measure_effort()
+        self.assertEqual(self.service.telemetry.efforts, {}, "this tor knows no descriptors")
+        self.service.telemetry.efforts = {"news": 7, "gone": 9}
+        (effort,) = [family for family in self.service.telemetry.collect() if family.name == "onion_pow_effort"]
+        self.assertEqual({(s.labels["app"], s.value) for s in effort.samples}, {("news", 7), ("_other", 9)})
 
     async def test_clients(self) -> None:
         ann, bob = (Client(name=name, public_key=clientauth.generate().public.base32) for name in ("ann", "bob"))
