@@ -47,7 +47,8 @@ class Watch:
         deadline = time.monotonic() + PATIENCE_S
         while not all(onion in self.first for onion in onions):
             if time.monotonic() > deadline:
-                raise RuntimeError("descriptors that no directory took")
+                late = sum(onion not in self.first for onion in onions)
+                raise RuntimeError(f"no directory has the descriptors of {late} of {len(onions)} onions")
             time.sleep(0.005)
         return [self.first[onion] for onion in onions]
 

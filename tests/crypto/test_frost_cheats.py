@@ -173,6 +173,18 @@ class Complaints(SynchronousTestCase):
         self.assertEqual(network.ceremonies[1].complaints, {(3, 2)})
         self.assertEqual(network.failures(), {})
 
+    def test_an_answer_before_the_question_frames_nobody(self) -> None:
+        """Dealer 2 justifies itself unasked and sends a wrong share afterwards: 3 is not the one that is waited for."""
+        network = keygen_network(2, [1, 2, 3], with_wrong_share(2, 3))
+        parts = network.ceremonies
+        digest, polynomial = parts[2].plan.digest, parts[2]._polynomial
+        assert polynomial is not None
+        body = (3).to_bytes(2, "big") + polynomial.at(3)
+        for member in (1, 3):
+            network.deliver(2, member, wire.frame(Kind.JUSTIFICATION, digest, 2, body))
+        network.run()
+        self.assertEqual(network.states, {"done"})
+
     def test_complaints_about_nobody(self) -> None:
         for about in (0, 3, 4, 65_535):
             network = keygen_network(2, [1, 2, 3])

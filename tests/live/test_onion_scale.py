@@ -53,7 +53,7 @@ class Visitors:
     def _stranger(self, onion: str) -> None:
         while not self._over.is_set():
             self._fetch("stranger", uuid.uuid4().hex, onion)
-            self._over.wait(0.3)
+            self._over.wait(0.1)
 
     def _regular(self, onion: str) -> None:
         while not self._regulars_over.is_set():

@@ -74,6 +74,7 @@ class Watched(FakeTor):
             on_up=self.came_up,
             on_down=lambda _tor, reason: self.downs.append(reason),
             policy=settings.get("policy") or patient(Backoff(base_s=0.01, ceiling_s=0.02)),
+            up_timeout_s=settings.get("up_timeout_s", 20.0),
         )
         self.addCleanup(tor.stop)
         tor.start()
@@ -203,8 +204,7 @@ class Dying(Watched):
         self.assertFalse(tor.up)
 
     async def test_one_that_does_not_come_up_in_time_is_started_again(self) -> None:
-        self.patch(watchdog_module, "UP_TIMEOUT_S", 0.1)
-        tor = self.watch(STAYS, control_port=1)
+        tor = self.watch(STAYS, control_port=1, up_timeout_s=0.1)
         first = tor.pid
         await until(lambda: tor.restarts and tor.pid)
         self.assertFalse(runs(first))
