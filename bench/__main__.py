@@ -1,6 +1,6 @@
 """Runs the benchmarks one after another and shows them as tables.
 
-python -m bench                 all of them (about ten minutes)
+python -m bench                 all of them (about half an hour)
 python -m bench tiles mailbox   just these
 """
 
@@ -10,7 +10,7 @@ import importlib
 import sys
 import time
 
-NAMES = ("tiles", "mailbox", "bus", "oap", "capability", "pow", "tls", "onion", "startup", "memory", "node", "soak")
+NAMES = ("tiles", "mailbox", "bus", "oap", "capability", "pow", "tls", "onions", "startup", "memory", "node", "soak")
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from stem.control import Controller, EventType
 
 from bench import harness
 from bench.unixload import closed_loop, figures, request
+from ron.services.oniond.publisher import AT_ONCE
 from ron.tor.torrc import no_defaults
 from tests.live.onionwork import OnionWork, op_id
 from tests.live.support import until
@@ -109,15 +110,24 @@ class Plain:
         control = self.watch.control
         until(lambda: "PROGRESS=100" in control.get_info("status/bootstrap-phase"), 60, "stem's tor being up")
 
-    def create(self, count: int) -> tuple[list[str], list[float]]:
-        """As `Ours.create`."""
+    def create(self, count: int, at_once: int = AT_ONCE) -> tuple[list[str], list[float]]:
+        """As `Ours.create`, and as careful: so many at once are on their way to a first directory, and no more."""
         self._ids, began = [], []
-        for _ in range(count):
+        waiting: set[str] = set()
+        deadline = time.monotonic() + PATIENCE_S
+        while len(began) < count:
+            waiting -= self.watch.first.keys()
+            if len(waiting) >= at_once:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"no directory has the descriptors of {len(waiting)} onions")
+                time.sleep(0.005)
+                continue
             began.append(time.monotonic())
             made = self.watch.control.create_ephemeral_hidden_service(
                 {80: self._local}, key_type="NEW", key_content="ED25519-V3", detached=True
             )
             self._ids.append(made.service_id)
+            waiting.add(made.service_id)
         return self._ids, began
 
     def remove(self) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.defer import TimeoutError as DeadlineError
 from txtorcon import TorControlProtocol
 from txtorcon.torcontrolprotocol import TorDisconnectError, TorProtocolError
@@ -33,28 +33,47 @@ async def unlist(reactor: Any, port: int, specs: Sequence[OnionSpec]) -> None:
 
     DEL_ONION alone would refuse every new stream on a circuit that is there. So each service is added again at once,
     with introduction points that no descriptor names; the circuits find it by its key. Whoever comes in between is
-    refused, and one connection answers a command before it takes the next: two are made, and both commands are on
-    their way before either is answered.
+    refused: both commands are written in one go, for tor takes all that has come before it looks at anything else.
     """
-    first, second = [await connect_control(reactor, port) for _ in range(2)]
+    lines = [
+        line for spec in specs for line in (f"DEL_ONION {_bare(spec)}", f"ADD_ONION {spec.key.blob} {spec.arguments()}")
+    ]
+    control = await connect_control(reactor, port)
     try:
-        for spec in specs:
-            await _swap(reactor, first, second, spec)
+        answers: list[tuple[bool, Any]] = await within(reactor, ANSWER_TIMEOUT_S, _in_one_go(control, lines))
+    except DeadlineError:
+        raise TorSilent from None
     finally:
-        for control in (first, second):
-            control.transport.abortConnection()
+        control.transport.abortConnection()
+    for added, failure in answers[1::2]:  # one that was gone already is what was wanted
+        if not added and not failure.check(TorProtocolError):
+            raise TorSilent
+        if not added:
+            # tor's text may quote the line it refuses, and with it a key
+            raise RonError(ErrorCode.INTERNAL, f"tor refused the onion: error {failure.value.code}")
 
 
-async def _swap(reactor: Any, first: TorControlProtocol, second: TorControlProtocol, spec: OnionSpec) -> None:
-    gone = first.queue_command(f"DEL_ONION {spec.address.removesuffix('.onion')}")
-    back = second.queue_command(f"ADD_ONION {spec.key.blob} {spec.arguments()}")
-    # the reactor would write later, and in any order
-    for control in (first, second):
-        control.transport.doWrite()
-    # whichever fails, the other must not be left alone with its failure; a repetition finds the first one done
-    _deleted, trouble = [await _outcome(reactor, answer) for answer in (gone, back)]
-    if trouble is not None:  # they came in the other order, and it was there still
-        await _told(reactor, second.queue_command(f"ADD_ONION {spec.key.blob} {spec.arguments()}"))
+def _in_one_go(control: TorControlProtocol, lines: Sequence[str]) -> Any:
+    """Whether each of `lines` was taken, and why not; the connection is of no use afterwards.
+
+    txtorcon sends a command when the one before is answered. These go out as one, and what is queued behind it is
+    there to be given the answers; the answers to that never come, for we have hung up by then.
+    """
+    answers = [
+        control.queue_command("\r\n".join(lines)),
+        *(control.queue_command("GETINFO version") for _ in lines[1:]),
+    ]
+    answers[-1].addBoth(_hang_up, control)
+    return DeferredList(answers, consumeErrors=True)
+
+
+def _hang_up(answer: Any, control: TorControlProtocol) -> Any:
+    control.transport.abortConnection()
+    return answer
+
+
+def _bare(spec: OnionSpec) -> str:
+    return spec.address.removesuffix(".onion")
 
 
 async def prefer_guards(reactor: Any, control: TorControlProtocol, fingerprints: Sequence[str]) -> tuple[str, ...]:
@@ -71,14 +90,6 @@ async def _runs(reactor: Any, control: TorControlProtocol, fingerprint: str) -> 
     except TorProtocolError:
         return False  # tor knows no such relay
     return any(line.startswith("s ") and "Running" in line.split() for line in status.splitlines())
-
-
-async def _outcome(reactor: Any, answer: Deferred[Any]) -> RonError | None:
-    try:
-        await _told(reactor, answer)
-    except RonError as error:
-        return error
-    return None
 
 
 async def _told(reactor: Any, answer: Deferred[Any]) -> None:

@@ -229,6 +229,13 @@ class Deliveries(SynchronousTestCase):
         self.assertTrue(refusals)
         self.assertIn(culprit, refusals[0].members)
 
+    def test_a_dealing_that_calls_itself_a_confirmation_is_not_kept_for_later(self) -> None:
+        plan = dkg.keygen_plan(nonce(), 2, [1, 2, 3])
+        (message,) = dkg.keygen(plan, 2).outgoing()
+        renamed = wire.frame(Kind.CONFIRMATION, plan.digest, 2, message.body[HEAD:])
+        refused = self.assertRaises(Refused, dkg.keygen(plan, 1).receive, 2, renamed)
+        self.assertEqual((refused.reason, refused.members), (Reason.MALFORMED, (2,)))
+
     def test_everything_twice(self) -> None:
         network = keygen_network(2, [1, 2, 3])
         deliver = network.deliver

@@ -1,4 +1,4 @@
-"""Descriptors of ours on the private network: one address before two heads, as tor's own directories and clients see it.
+"""Descriptors of ours on the private network: one address before two heads, for tor's own directories and clients.
 
 Needs tor. The heads are onions that tor itself runs and publishes, told of the master addresses in `ob_config`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from ron.tor.descriptor.intropoints import Backend, IntroPoint, common_extras, r
 from ron.tor.descriptor.periods import Due
 from ron.tor.descriptor.refused import Reason
 from ron.tor.descriptor.revisions import next_revision
+from ron.tor.descriptor.sampling import deal
 from ron.tor.onionkeys import OnionKey, address_of, new_key, public_key
 from ron.tor.privnet import PrivateNetwork
 from tests.live.support import NO_TOR
@@ -105,6 +106,7 @@ class MasterAddress(TestCase):
         await self.post(self.master, second.points)
         self.assertEqual(await self.get("visitor3", self.master), b"head2")
         await self.old_revisions_are_refused()
+        await self.distinct_descriptors({first.onion: first.points, second.onion: second.points})
         await self.what_is_not_there()
         await self.for_clients_only(both)
 
@@ -143,7 +145,7 @@ class MasterAddress(TestCase):
             self.seen[key, due] = revision
             text = build(signed, points, revision, clients=clients, extras=self.extras)
             directories = self.ring.to_store(signed.blinded, due)
-            posted = await self.exchange.post(address_of(key), text, directories)
+            posted = await self.exchange.post(address_of(key), {text: directories})
             self.assertEqual(posted.taken, {directory.fingerprint for directory in directories}, posted)
             self.last = text, directories
 
@@ -167,15 +169,30 @@ class MasterAddress(TestCase):
     async def old_revisions_are_refused(self) -> None:
         """Directories take nothing that does not have a higher counter: not even the same once more."""
         text, directories = self.last
-        posted = await self.exchange.post(address_of(self.master), text, directories)
+        posted = await self.exchange.post(address_of(self.master), {text: directories})
         self.assertEqual((posted.refused, posted.taken), ({d.fingerprint for d in directories}, frozenset()))
+
+    async def distinct_descriptors(self, heads: Mapping[str, Sequence[IntroPoint]]) -> None:
+        """Room for one point only, so that each head has a descriptor of its own; directories keep different ones."""
+        due = self.ring.time.asked_for()
+        signed = await certify(KeySigner(self.master), due.period, time.time())
+        revision = next_revision(due.period, time.time(), seen=self.seen[self.master, due])
+        dealt = {
+            build(signed, points, revision, extras=self.extras): directories
+            for points, directories in deal(heads, self.ring.to_store(signed.blinded, due), 0, 1)
+        }
+        self.assertEqual(len(dealt), 2)
+        self.assertEqual(len((await self.exchange.post(address_of(self.master), dealt)).taken), 5)
+        for text, directories in dealt.items():
+            for directory in directories:
+                self.assertEqual(await self.exchange.fetch(address_of(self.master), directory), text)
 
     async def what_is_not_there(self) -> None:
         error = await self.failing(self.exchange.fetch(address_of(new_key())))
         self.assertIs(error.code, ErrorCode.NOT_FOUND)
         stranger = HsDir(fingerprint="A" * 40, identity=bytes(32))
         for text, directory in ((self.last[0], stranger), ("hs-descriptor 3\n", self.ring.directories[0])):
-            refused = await self.failing(self.exchange.post(address_of(self.master), text, [directory]))
+            refused = await self.failing(self.exchange.post(address_of(self.master), {text: [directory]}))
             self.assertIs(refused.reason, Reason.MALFORMED)
 
     async def for_clients_only(self, points: Sequence[IntroPoint]) -> None:

@@ -187,6 +187,7 @@ class Hosting:
         self._sockets.pop(role, None)
         if publisher is not None:
             await publisher.stop()
+        self._telemetry.tor_down(role)
         await quietly(self._tors.remove(role))
 
     def publisher(self, role: str) -> Publisher:

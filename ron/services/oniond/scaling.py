@@ -104,7 +104,10 @@ class Scaling:
 
     def start(self) -> None:
         """From now on."""
-        self._loop.start(EVERY_S)
+        looking = self._loop.start(EVERY_S)
+        looking.addErrback(
+            lambda failure: _log.failure("the pool is not looked after", failure, event="onion_scale_end")
+        )
 
     def stop(self) -> None:
         """No more steps; one that is under way stays where it is, and is undone by whoever comes next."""
@@ -310,6 +313,8 @@ class Scaling:
 
     def _visitors(self, role: str, moves: Sequence[Move] | None = None) -> int:
         """Circuits on `role` that are in use; of the onions that move, where it has others."""
+        if self._hosting.publisher(role).tor.control is None:
+            return 1  # nobody knows, until it is found again or the deadline is over
         there = self._telemetry.visitors(role, quiet_s=QUIET_S)
         if moves is None:
             return there.total()

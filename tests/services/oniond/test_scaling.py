@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from twisted.trial.unittest import SynchronousTestCase
 
+from ron.kernel.config import ConfigError
 from ron.kernel.health import Readiness
 from ron.proto.errors import ErrorCode, RonError
 from ron.proto.onions import BindRequest, DeleteRequest, Hints, Port, RotateRequest
@@ -28,6 +29,7 @@ from ron.services.oniond.roles import (
 )
 from ron.services.oniond.service import OniondService
 from ron.tor.onionkeys import new_key
+from tests.services.configtables import check
 from tests.services.oniond.fakes import WIKI, OnionTor, create, op_id
 from tests.web.wire import until
 
@@ -119,6 +121,30 @@ class Roles(SynchronousTestCase):
         self.assertEqual(found.at, {first.id: "onion", second.id: "onion-2", moving.id: "onion-2"})
         self.assertEqual(found.unsure, {("onion-2", moving.address)})
         self.assertEqual(set(found.stale), {("onion-3", lost.address), ("onion", moving.address)})
+
+
+class Config(SynchronousTestCase):
+    """What of the config cannot work."""
+
+    def refused(self, key: str, **onion: Any) -> None:
+        for daemon in ("ron-node", "ron-oniond"):
+            error: ConfigError = self.assertRaises(ConfigError, check, daemon, {"onion": onion})
+            self.assertTrue((error.key or "").startswith(key), error.one_line())
+            self.assertTrue(error.hint or error.message)
+
+    def test_limits(self) -> None:
+        self.refused("onion.scale_min", scale_min=2)
+        self.refused("onion.scale_min", scale_min=0)
+        self.refused("onion.scale_max", scale_max=33)
+        self.refused("onion.autoscale", scale_max=2, autoscale={"circuits_p95": 9})
+        check("ron-node", {"onion": {"scale_min": 2, "scale_max": 2}})
+
+    def test_labels(self) -> None:
+        relay = "A" * 40
+        for labels in ({relay.lower(): "eu"}, {relay: "EU"}, {relay: ""}, {relay[1:]: "eu"}, {f"{relay}\n": "eu"}):
+            self.refused("onion.relay_labels", relay_labels=labels)
+        self.refused("onion.relay_labels", relay_labels={relay: "eu"}, network="public")
+        check("ron-oniond", {"onion": {"relay_labels": {relay: "eu-west"}}})
 
 
 class Case(OnionTor):
