@@ -106,7 +106,7 @@ class TornetPart(Part):
 
 
 def network_handlers(network: Fleet) -> Handlers:
-    """tor, pids, clients: as they stand. socks, control: ports of one. release, restart: a tor. add, remove: a client."""
+    """tor, pids, clients: as they stand. socks, control: ports of one. add, remove: a client. release, restart: any."""
 
     def socks(command: Command) -> int:
         try:

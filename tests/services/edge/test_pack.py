@@ -70,6 +70,10 @@ class ReadingTests(PackTestCase):
                 self.assertEqual(ours.read(TileAddress(z, x, y, "png")), theirs.get(z, x, y))
             ours.close()
 
+    def test_equal_tiles_in_a_row_over_two_zooms(self) -> None:
+        opened = self.open(write_pack(self.path, {0: b"sea", 1: b"sea", 2: b"sea"}))
+        self.assertEqual(opened.read(TileAddress(*tileid_to_zxy(2), "png")), b"sea")
+
     def test_types_and_encodings(self) -> None:
         opened = self.open(write_pack(self.path, grid(0), tile_type=TileType.MVT, tile_compression=Compression.GZIP))
         self.assertEqual(opened.header.content_encoding, "gzip")
