@@ -1,7 +1,7 @@
 """The effort that an onion asks of its visitors at present, as its own descriptor says (proposal 327, `pow-params`).
 
-In: a tor that hosts the onion. Out: the suggested effort, 0 while there is no need. tor's MetricsPort would tell it too,
-but to every program on the host, and with it the addresses of all other apps' onions.
+In: a tor that hosts the onion. Out: the suggested effort, 0 while there is no need. tor's MetricsPort would tell it
+too, but to every program on the host, and with it the addresses of all other apps' onions.
 """
 
 from __future__ import annotations
