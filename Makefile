@@ -14,7 +14,7 @@ help:
 	@echo "make bench   the benchmarks; results in bench/results/"
 	@echo "make fuzz    the fuzz targets, ten minutes each"
 	@echo "make deb     the Debian package, into dist/"
-	@echo "make test-deb  the package in containers: installed, upgraded, purged (root; ten minutes)"
+	@echo "make test-deb  the package in containers: installed, upgraded, purged (root; ten to twenty minutes)"
 	@echo "make format  rewrite the code in the house style"
 	@echo "make clean   remove the venv and what tests left (not var/)"
 

@@ -18,9 +18,19 @@ SOCKET_PATH_BYTES = 107
 
 
 def private_dir(path: Path) -> Path:
-    """`path` as a directory only its owner may enter. Made with parents; an existing one is narrowed to 0700."""
+    """`path` as a directory only its owner may enter. Made with parents; an existing one is narrowed to 0700.
+
+    Raises `RonError` (Conflict) for one right below the root that others may enter: `/var` is not ours to close, and
+    root, started in `/`, would.
+    """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.stat().st_mode & 0o077:
+        if path.resolve().parent == Path("/"):
+            raise RonError(
+                ErrorCode.CONFLICT,
+                f"{path} is open to others and stands right below the root: it is left as it is",
+                hint="set RON_HOME to a directory of its own",
+            )
         path.chmod(0o700)
     return path
 

@@ -46,6 +46,14 @@ def files_of_at_most(limit_bytes: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+class SystemDirectories(SynchronousTestCase):
+    def test_those_of_the_system_are_left_as_they_are(self) -> None:
+        mode = Path("/usr").stat().st_mode
+        error = self.assertRaises(RonError, private_dir, Path("/usr"))
+        self.assertIn("RON_HOME", str(error.hint))
+        self.assertEqual(Path("/usr").stat().st_mode, mode)
+
+
 class Folders(SynchronousTestCase):
     """Every test in a folder of its own, with a umask that closes nothing by itself."""
 

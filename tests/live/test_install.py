@@ -20,6 +20,7 @@ PACKAGE_DATA = (
     ("ron.services.edge", "assets/hello/hello.js"),
     ("ron.services.edge", "assets/leaflet/1.9.4/leaflet.js"),
     ("ron.services.mailbox", "schema/0001-mailbox.sql"),
+    ("ron.services.oniond", "schema/0001-oniond.sql"),
     ("ron.ctl", "naturalearth/countries-50m.json"),
 )
 
