@@ -36,7 +36,7 @@ class SharedNodeTests(SynchronousTestCase):
         self.assertTrue(error["ts"].endswith("Z"))
 
     def test_facts_and_secrets_are_private(self) -> None:
-        for name in ("admin.cap", "node.json", "auth/root.json", "onions/hello-map.key", "mailbox/mailbox.sqlite3"):
+        for name in ("admin.cap", "node.json", "auth/root.json", "onions/oniond.sqlite3", "mailbox/mailbox.sqlite3"):
             mode = stat.S_IMODE((self.node.home / name).stat().st_mode)
             self.assertEqual(mode, 0o600, name)
         secret = (p for p in self.node.home.iterdir() if p.is_dir() and p.name != "packs")
@@ -157,7 +157,10 @@ class SharedNodeTests(SynchronousTestCase):
         cap = self.node.admin_cap()
         http("POST", f"{self.mailbox}/v1/send", cap=cap, body={"topic": "t/log", "payload_b64": "c2VjcmV0LXBheWxvYWQ="})
         http("GET", f"{self.gateway}/v1/status", cap=cap)
-        key = (self.node.home / "onions" / "hello-map.key").read_text().strip().partition(":")[2]
+        exported = self.node.ronctl("onion", "export", "hello-map", "--yes")
+        self.assertEqual(exported.returncode, 0, exported.stderr)
+        key = exported.stdout.strip().partition(":")[2]
+        self.assertEqual(len(key), 88)
         for path in (self.node.home / "log").iterdir():
             text = path.read_text()
             for line in text.splitlines():
