@@ -303,7 +303,13 @@ class Runtime:
             return None
         ram = ram_directory(self.home)
         self.at_exit(lambda: shutil.rmtree(ram, ignore_errors=True))
+        self.at_exit(self._leave_no_folder)
         return ram
+
+    def _leave_no_folder(self) -> None:
+        """Sockets are gone by now, and with them all that their folder was for."""
+        with contextlib.suppress(OSError):
+            (self.home / "run").rmdir()
 
     def _sink(self, log: LogSection) -> Any:
         if log.to == "file":

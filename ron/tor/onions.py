@@ -116,6 +116,7 @@ class TorOnions:
 
     async def withdraw(self, address: str) -> None:
         """DEL_ONION: no new introductions. Connections that exist go on until they are closed. None there: no error."""
+        self._watch.forget(address.removesuffix(".onion"))
         try:
             await self._answer(self.control.queue_command(f"DEL_ONION {address.removesuffix('.onion')}"))
         except TorProtocolError as error:

@@ -277,8 +277,11 @@ class OwnNodeTests(SynchronousTestCase):
         facts = node.facts()
         until(lambda: http("GET", f"{facts['gateway_url']}/hello.json").json()["ping"]["state"] == "ok", 60, "a ping")
         self.assertEqual(
-            {p.name for p in node.home.iterdir()}, {".lock", "admin.cap", "node.json"}, "only facts and the capability"
+            {p.name for p in node.home.iterdir()},
+            {".lock", "admin.cap", "node.json", "run"},
+            "only facts, the capability and sockets",
         )
+        self.assertTrue(all(path.is_socket() for path in (node.home / "run").iterdir()))
         command = Path(f"/proc/{facts['pids']['onion']}/cmdline").read_text()
         (memory,) = set(re.findall(r"/dev/shm/ron-[^/\0]+", command))
         self.assertTrue(Path(memory).is_dir())
