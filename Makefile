@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 CONFIG ?= etc/micronode.toml
 export RON_HOME ?= $(CURDIR)/var
 
-.PHONY: help run test lint format bench fuzz docs deb test-deb clean
+.PHONY: help run test test-long lint format bench fuzz docs deb test-deb clean
 
 help:
 	@echo "make run     a Micronode on its own private Tor network (Ctrl-C stops it)"
 	@echo "make test    every test, with real tor and real Chromium"
+	@echo "make test-long  the onion runtime under faults, amnesia, over several hosts: a quarter of an hour more"
 	@echo "make lint    ruff, mypy, import contracts, docs"
 	@echo "make bench   the benchmarks; results in bench/results/"
 	@echo "make fuzz    the fuzz targets, ten minutes each"
@@ -26,6 +27,10 @@ run:
 test:
 	@scripts/setup test
 	@scripts/run-tests
+
+test-long:
+	@scripts/setup test
+	@scripts/run-tests --long
 
 lint:
 	@scripts/setup lint

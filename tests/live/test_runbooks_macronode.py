@@ -181,7 +181,7 @@ class PartitionTests(Rehearsal):
         for path in (cached, "/", "/healthz"):
             self.assertEqual(http("GET", self.face.gateway + path).status, 200, path)
         asked = time.monotonic()
-        self.assertEqual(len(self.face.services()), 5)
+        self.assertEqual(len(self.face.services()), 6)
         self.assertLess(time.monotonic() - asked, 2.0, "the bus waits for those that hang")
 
     def hung_ones_were_replaced(self, before: dict[str, dict[str, Any]]) -> None:
