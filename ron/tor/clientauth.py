@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
 from nacl.exceptions import CryptoError
 from nacl.utils import random as random_bytes
-from twisted.internet.defer import TimeoutError as DeadlineError
 from txtorcon import TorControlProtocol
-from txtorcon.torcontrolprotocol import TorDisconnectError, TorProtocolError
+from txtorcon.torcontrolprotocol import TorProtocolError
 
-from ron.kernel.aio import within
-from ron.proto.errors import ErrorCode, RonError, bad_request, conflict, too_large, unavailable
-from ron.tor.control import ANSWER_TIMEOUT_S
+from ron.proto.errors import ErrorCode, RonError, bad_request, conflict, too_large
+from ron.tor.control import answered
 from ron.tor.onionkeys import onion_address
 
 KEY_BYTES = 32
@@ -214,11 +212,9 @@ def _credential(line: str) -> Credential:
 async def _tell(reactor: Any, control: TorControlProtocol, command: str) -> str:
     """tor's answer. Neither the command nor tor's refusal gets into an error: both hold the secret key."""
     try:
-        return str(await within(reactor, ANSWER_TIMEOUT_S, control.queue_command(command)))
+        return str(await answered(reactor, control.queue_command(command)))
     except TorProtocolError as error:
         raise _refusal(error.code) from None
-    except (DeadlineError, TorDisconnectError):
-        raise unavailable("tor does not answer on its control port") from None
 
 
 def _refusal(code: int) -> RonError:

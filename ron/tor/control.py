@@ -6,18 +6,21 @@ In: a port. Out: an authenticated `TorControlProtocol`; bootstrap progress; how 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeadlineError
 from twisted.internet.endpoints import TCP4ClientEndpoint
-from twisted.internet.interfaces import IReactorTCP
+from twisted.internet.interfaces import IReactorTCP, IReactorTime
 from txtorcon import TorControlProtocol, TorProtocolFactory
+from txtorcon.torcontrolprotocol import TorDisconnectError
 
 from ron.kernel.aio import within
 from ron.proto.errors import ErrorCode, RonError
 
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 10
+T = TypeVar("T")
 _PHASE = re.compile(r'PROGRESS=(?P<percent>\d+) TAG=(?P<tag>\S+) SUMMARY="(?P<summary>[^"]*)"')
 
 
@@ -49,6 +52,15 @@ async def connect_control(reactor: IReactorTCP, port: int) -> TorControlProtocol
         protocol.transport.abortConnection()
         raise
     return protocol
+
+
+async def answered(reactor: IReactorTime, answer: Deferred[T]) -> T:
+    """What tor says to a command, within 10 s. Raises `TorSilent`, and `TorProtocolError` when it refuses: its text may
+    quote the command, and is for nobody's eyes."""
+    try:
+        return await within(reactor, ANSWER_TIMEOUT_S, answer)
+    except (DeadlineError, TorDisconnectError):
+        raise TorSilent from None
 
 
 async def ask(reactor: IReactorTCP, control: TorControlProtocol, key: str) -> str:

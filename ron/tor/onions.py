@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeadlineError
 from txtorcon import TorControlProtocol
-from txtorcon.torcontrolprotocol import TorDisconnectError, TorProtocolError
+from txtorcon.torcontrolprotocol import TorProtocolError
 
 from ron.kernel.aio import occurred, within
 from ron.proto.errors import ErrorCode, RonError, bad_request
-from ron.tor.control import ANSWER_TIMEOUT_S, TorSilent, ask
+from ron.tor.control import answered, ask
 from ron.tor.onionkeys import OnionKey, address_of
 
 UPLOAD_TIMEOUT_S = 60.0
@@ -82,7 +82,7 @@ class TorOnions:
 
     async def open(self) -> None:
         """Listen to what becomes of descriptors."""
-        await self._answer(self.control.add_event_listener("HS_DESC", self._watch.heard))
+        await answered(self._reactor, self.control.add_event_listener("HS_DESC", self._watch.heard))
 
     async def detached(self) -> frozenset[str]:
         """Addresses of the services that tor has already."""
@@ -118,7 +118,7 @@ class TorOnions:
         """DEL_ONION: no new introductions. Connections that exist go on until they are closed. None there: no error."""
         self._watch.forget(address.removesuffix(".onion"))
         try:
-            await self._answer(self.control.queue_command(f"DEL_ONION {address.removesuffix('.onion')}"))
+            await answered(self._reactor, self.control.queue_command(f"DEL_ONION {address.removesuffix('.onion')}"))
         except TorProtocolError as error:
             if error.code != _NO_SUCH_ONION:
                 raise RonError(ErrorCode.INTERNAL, f"tor did not take the onion down: {error.text}") from None
@@ -126,7 +126,7 @@ class TorOnions:
     async def _add(self, spec: OnionSpec, service_id: str) -> None:
         command = f"ADD_ONION {spec.key.blob} {spec.arguments()}"
         try:
-            lines = (await self._answer(self.control.queue_command(command))).splitlines()
+            lines = (await answered(self._reactor, self.control.queue_command(command))).splitlines()
         except TorProtocolError as error:
             # tor's text may quote the line it refuses
             reason = "it has this onion already" if error.code == _COLLISION else f"error {error.code}"
@@ -140,12 +140,6 @@ class TorOnions:
             await within(self._reactor, STRAGGLERS_S, self._watch.all_answered(service_id))
         except DeadlineError:
             return
-
-    async def _answer(self, answer: Deferred[Any]) -> Any:
-        try:
-            return await within(self._reactor, ANSWER_TIMEOUT_S, answer)
-        except (DeadlineError, TorDisconnectError):
-            raise TorSilent from None
 
 
 class _UploadWatch:

@@ -13,11 +13,11 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.defer import TimeoutError as DeadlineError
 from txtorcon import TorControlProtocol
-from txtorcon.torcontrolprotocol import TorDisconnectError, TorProtocolError
+from txtorcon.torcontrolprotocol import TorProtocolError
 
 from ron.kernel.aio import within
 from ron.proto.errors import ErrorCode, RonError
-from ron.tor.control import ANSWER_TIMEOUT_S, TorSilent, ask, connect_control
+from ron.tor.control import ANSWER_TIMEOUT_S, TorSilent, answered, ask, connect_control
 from ron.tor.onions import OnionSpec
 
 _FINGERPRINT = re.compile(r"[0-9A-F]{40}\Z")
@@ -94,9 +94,7 @@ async def _runs(reactor: Any, control: TorControlProtocol, fingerprint: str) -> 
 
 async def _told(reactor: Any, answer: Deferred[Any]) -> None:
     try:
-        await within(reactor, ANSWER_TIMEOUT_S, answer)
-    except (DeadlineError, TorDisconnectError):
-        raise TorSilent from None
+        await answered(reactor, answer)
     except TorProtocolError as error:
         # tor's text may quote the line it refuses, and with it a key
         raise RonError(ErrorCode.INTERNAL, f"tor refused: error {error.code}") from None

@@ -20,7 +20,7 @@ from txtorcon.torcontrolprotocol import TorDisconnectError, TorProtocolError
 from ron.kernel.aio import within
 from ron.proto.errors import ErrorCode, RonError, not_found
 from ron.tor.clientauth import service_id
-from ron.tor.control import ANSWER_TIMEOUT_S, TorSilent, ask
+from ron.tor.control import TorSilent, answered, ask
 from ron.tor.descriptor.hashring import CONSENSUS_KEY, MICRODESCRIPTORS_KEY, HsDir, Ring, read_ring
 from ron.tor.descriptor.intropoints import MAX_DESCRIPTOR_BYTES
 from ron.tor.descriptor.refused import Reason, Refused
@@ -52,8 +52,8 @@ class Exchange:
 
     async def open(self) -> None:
         """Listen to what becomes of requests. Raises Unavailable when tor does not answer."""
-        await self._answer(self._control.add_event_listener("HS_DESC", self._heard))
-        await self._answer(self._control.add_event_listener("HS_DESC_CONTENT", self._content))
+        await answered(self._reactor, self._control.add_event_listener("HS_DESC", self._heard))
+        await answered(self._reactor, self._control.add_event_listener("HS_DESC_CONTENT", self._content))
 
     async def ring(self, *, testing: bool) -> Ring:
         """What this tor's consensus says now. Raises `Refused`, or Unavailable when tor does not answer."""
@@ -128,7 +128,7 @@ class Exchange:
 
     async def _command(self, command: str) -> None:
         try:
-            await self._answer(self._control.queue_command(command))
+            await answered(self._reactor, self._control.queue_command(command))
         except TorProtocolError as error:
             raise Refused(Reason.MALFORMED, f"tor refuses the request: error {error.code}") from None
 
@@ -137,12 +137,6 @@ class Exchange:
             return await ask(self._reactor, self._control, key)
         except TorProtocolError:
             raise Refused(Reason.MALFORMED, "tor has no consensus yet") from None
-        except (DeadlineError, TorDisconnectError):
-            raise TorSilent from None
-
-    async def _answer(self, answer: Deferred[Any]) -> Any:
-        try:
-            return await within(self._reactor, ANSWER_TIMEOUT_S, answer)
         except (DeadlineError, TorDisconnectError):
             raise TorSilent from None
 
