@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from bench import harness
+from bench import harness, roles
 from bench.harness import CLIENT_CPU, ROOT, SERVER_CPU, percentile, scratch
 
 SUBSCRIBERS, ROUNDS = 100, 3
@@ -27,6 +26,7 @@ SUBSCRIBERS, ROUNDS = 100, 3
 BURSTS, BURST = 60, 100
 TIMED, PAUSE_S = 400, 0.004
 COMMANDS, WARM_UP = 5000, 500
+MODULE = "bench.bus"
 BODY = {"key": "k" * 40, "payload": b"p" * 256}
 EVENT = {"stage": "consensus", "percent": 42}
 
@@ -71,30 +71,18 @@ def _best(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {key: (max if key == "events_per_s" else min)(run[key] for run in rounds) for key in rounds[0]}
 
 
-def _command(role: str, *arguments: Path, cpu: str) -> list[str]:
-    apart = ["setpriv", "--pdeathsig", "KILL", "--", "taskset", "-c", cpu]
-    return [*apart, sys.executable, "-m", "bench.bus", role, *map(str, arguments)]
-
-
 def _run(role: str, *arguments: Path) -> dict[str, float]:
-    command = _command(role, *arguments, cpu=SERVER_CPU)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
+    return roles.run(MODULE, role, *arguments, cpu=SERVER_CPU)
 
 
 def _partner(role: str, path: Path) -> subprocess.Popen[bytes]:
     """The other end, on the other core."""
-    return subprocess.Popen(_command(role, path, cpu=CLIENT_CPU), cwd=ROOT)
+    return subprocess.Popen(roles.command(MODULE, role, path, cpu=CLIENT_CPU), cwd=ROOT)
 
 
 def _times(seconds: list[float]) -> dict[str, float]:
     micros = [each * 1e6 for each in seconds]
     return {"p50_us": round(percentile(micros, 50), 1), "p99_us": round(percentile(micros, 99), 1)}
-
-
-def _tell(result: dict[str, float]) -> None:
-    print(json.dumps(result), flush=True)
 
 
 # Fan-out
@@ -115,7 +103,7 @@ def fanout() -> None:
     async def pause(seconds: float) -> None:
         await deferLater(reactor, seconds)
 
-    _in_reactor(lambda: _fan(lambda event: bus.publish(event, topic="t"), pause, taken))
+    roles.in_reactor(lambda: _fan(lambda event: bus.publish(event, topic="t"), pause, taken))
 
 
 def queues() -> None:
@@ -142,7 +130,7 @@ def queues() -> None:
             task.cancel()
         return result
 
-    _tell(asyncio.run(whole()))
+    roles.tell(asyncio.run(whole()))
 
 
 class _Taken:
@@ -200,7 +188,7 @@ def commands() -> None:
 
     bus = Bus(reactor, Metrics())
     bus.serve("echo", {"say": lambda command: command.body})
-    _in_reactor(lambda: _ask(bus))
+    roles.in_reactor(lambda: _ask(bus))
 
 
 def hub(path: Path) -> None:
@@ -224,7 +212,7 @@ def hub(path: Path) -> None:
             child.wait()
             await there.close()
 
-    _in_reactor(whole)
+    roles.in_reactor(whole)
 
 
 def child(path: Path) -> None:
@@ -270,7 +258,7 @@ def raw(path: Path) -> None:
         times.append(time.perf_counter() - started)
     peer.close()
     partner.wait(10)
-    _tell(_times(times[WARM_UP:]))
+    roles.tell(_times(times[WARM_UP:]))
 
 
 def echo(path: Path) -> None:
@@ -284,23 +272,6 @@ def echo(path: Path) -> None:
 def _exactly(peer: socket.socket, count: int) -> None:
     while count:
         count -= len(peer.recv(count))
-
-
-def _in_reactor(work: Callable[[], Coroutine[Any, Any, dict[str, float]]]) -> None:
-    from twisted.internet import reactor
-    from twisted.internet.defer import Deferred
-    from twisted.python.failure import Failure
-
-    failures: list[Failure] = []
-
-    def begin() -> None:
-        done = Deferred.fromCoroutine(work()).addCallbacks(_tell, failures.append)
-        done.addBoth(lambda _none: reactor.stop())
-
-    reactor.callWhenRunning(begin)
-    reactor.run()
-    for failure in failures:
-        failure.raiseException()
 
 
 ROLES: dict[str, Callable[..., None]] = {

@@ -7,7 +7,6 @@ conversations, no limits, no deadlines, no correlation ids. Client and server ea
 from __future__ import annotations
 
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -16,9 +15,10 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from bench import harness
+from bench import harness, roles
 from bench.harness import CLIENT_CPU, ROOT, SERVER_CPU, percentile, scratch
 
+MODULE = "bench.oap"
 ROUNDS = 3
 FRAMES, FED_BYTES = 40_000, 64 * 1024
 CALLS, WARM_UP, AT_A_TIME = 4000, 400, 64
@@ -66,20 +66,12 @@ def _best(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {key: (min if key.endswith("_us") else max)(run[key] for run in rounds) for key in rounds[0]}
 
 
-def _command(role: str, *arguments: Path, cpu: str) -> list[str]:
-    apart = ["setpriv", "--pdeathsig", "KILL", "--", "taskset", "-c", cpu]
-    return [*apart, sys.executable, "-m", "bench.oap", role, *map(str, arguments)]
-
-
 def _run(role: str, *arguments: Path) -> dict[str, float]:
-    command = _command(role, *arguments, cpu=CLIENT_CPU)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
+    return roles.run(MODULE, role, *arguments, cpu=CLIENT_CPU)
 
 
 def _pair(name: str, path: Path) -> dict[str, float]:
-    server = subprocess.Popen(_command(f"{name}-server", path, cpu=SERVER_CPU), cwd=ROOT)
+    server = subprocess.Popen(roles.command(MODULE, f"{name}-server", path, cpu=SERVER_CPU), cwd=ROOT)
     try:
         deadline = time.monotonic() + 20
         while not path.exists():
@@ -90,10 +82,6 @@ def _pair(name: str, path: Path) -> dict[str, float]:
     finally:
         server.kill()
         server.wait()
-
-
-def _tell(result: dict[str, float]) -> None:
-    print(json.dumps(result), flush=True)
 
 
 # The codec
@@ -117,7 +105,7 @@ def codec() -> None:
     decoded_s = time.perf_counter() - started
     if found != FRAMES:
         raise RuntimeError(f"{FRAMES - found} frames were lost")
-    _tell({"encoded": round(FRAMES / encoded_s), "decoded": round(FRAMES / decoded_s)})
+    roles.tell({"encoded": round(FRAMES / encoded_s), "decoded": round(FRAMES / decoded_s)})
 
 
 # Round trips
@@ -188,7 +176,7 @@ def oap_client(path: Path) -> None:
 
         return await _measure(call)
 
-    _in_reactor(whole)
+    roles.in_reactor(whole)
 
 
 def bare_server(path: Path) -> None:
@@ -237,30 +225,13 @@ def bare_client(path: Path) -> None:
 
         return await _measure(call)
 
-    _in_reactor(whole)
+    roles.in_reactor(whole)
 
 
 def _serve(reactor: Any, path: Path, factory: Any) -> None:
     reactor.listenUNIX(str(path), factory)
     reactor.callLater(1, lambda: (gc.collect(), gc.freeze()))
     reactor.run()
-
-
-def _in_reactor(work: Callable[[], Coroutine[Any, Any, dict[str, float]]]) -> None:
-    from twisted.internet import reactor
-    from twisted.internet.defer import Deferred
-    from twisted.python.failure import Failure
-
-    failures: list[Failure] = []
-
-    def begin() -> None:
-        done = Deferred.fromCoroutine(work()).addCallbacks(_tell, failures.append)
-        done.addBoth(lambda _none: reactor.stop())
-
-    reactor.callWhenRunning(begin)
-    reactor.run()
-    for failure in failures:
-        failure.raiseException()
 
 
 ROLES: dict[str, Callable[..., None]] = {
