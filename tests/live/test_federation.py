@@ -209,9 +209,8 @@ class Federating(TestCase):
         await self.until(lambda: "federation_failed" in [e for e, _ in north.events()], 40, "the call back failing")
         stranger = await self.proof(north, address_of(new_key()), mallory)
         other = await self.proof(north, south.onion, mallory)
-        broken = msgspec.structs.replace(
-            other, proof=msgspec.structs.replace(other.proof, zk=other.proof.zk[:-1] + b"\x01")
-        )
+        forged = bytes([other.proof.zk[0] ^ 1]) + other.proof.zk[1:]
+        broken = msgspec.structs.replace(other, proof=msgspec.structs.replace(other.proof, zk=forged))
         refusals = [await self.post(north, body) for body in (good, stranger, broken)]
         said = {(error.status, error.code, error.message, error.hint) for error in refusals}
         self.assertEqual(said, {(403, ErrorCode.NO_CAPABILITY, refusals[0].message, refusals[0].hint)})
