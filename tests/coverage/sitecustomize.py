@@ -11,12 +11,14 @@ _kill = os.kill
 
 
 def kill(pid: int, sig: int) -> None:
-    """`os.kill`, with our coverage saved when it is us."""
-    measuring = coverage.Coverage.current()
-    if pid == os.getpid() and measuring is not None:
+    """`os.kill`, with our coverage saved when it is us; and going on if that was not our end."""
+    measuring = coverage.Coverage.current() if pid == os.getpid() else None
+    if measuring is not None:
         measuring.stop()
         measuring.save()
     _kill(pid, sig)
+    if measuring is not None:
+        measuring.start()
 
 
 os.kill = kill
