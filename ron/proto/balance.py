@@ -41,7 +41,7 @@ class HeadReport(_Shape, frozen=True, kw_only=True):
     """
 
     mode: HeadMode = "starting"
-    onion: Onion | Literal[""] = ""
+    onion: Annotated[str, Meta(pattern=r"^([a-z2-7]{56}\.onion)?\Z")] = ""
     descriptor: Annotated[str, Meta(max_length=64)] = ""
     healthy: bool = False
     under_siege: bool = False

@@ -13,6 +13,8 @@ from typing import Any
 from ron.services.notbuilt import not_built
 from ron.services.rules import (
     check_addresses,
+    check_balance,
+    check_balanced,
     check_expose,
     check_node,
     check_omnigate,
@@ -21,13 +23,14 @@ from ron.services.rules import (
     check_tls,
     loopback,
 )
-from ron.services.schemas import AppSection, NodeConfig, OmnigateConfig, OniondConfig
+from ron.services.schemas import AppSection, BalancedConfig, NodeConfig, OmnigateConfig, OniondConfig
 from ron.services.sections import AdminSection, E2ESection, LogSection, NodeSection
 
 __all__ = [
     "SCHEMAS",
     "AdminSection",
     "AppSection",
+    "BalancedConfig",
     "E2ESection",
     "LogSection",
     "NodeConfig",
@@ -35,6 +38,8 @@ __all__ = [
     "OmnigateConfig",
     "OniondConfig",
     "check_addresses",
+    "check_balance",
+    "check_balanced",
     "check_expose",
     "check_node",
     "check_omnigate",
@@ -50,8 +55,12 @@ __all__ = [
 SCHEMAS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "ron-node": (NodeConfig, check_node),
     "ron-oniond": (OniondConfig, check_oniond),
+    "ron-balance": (BalancedConfig, check_balanced),
     "omnigate": (OmnigateConfig, check_omnigate),
 }
+
+
+_OF_NODES = frozenset({"node", "gateway", "mailbox", "edge", "e2e", "api", "security", "federation"})
 
 
 def home_directory() -> Path:
@@ -60,10 +69,11 @@ def home_directory() -> Path:
 
 
 def daemon_of(tables: dict[str, Any]) -> str:
-    """Whose config this is: `[oniond]` or `[tenancy]` are omnigate's, `[[apps]]` or `[admin]` ron-oniond's.
-
-    Any other is ron-node's.
+    """Whose config this is: `[oniond]` or `[tenancy]` are omnigate's, `[balance]` without a node's own services
+    ron-balance's, `[[apps]]` or `[admin]` ron-oniond's. Any other is ron-node's.
     """
     if "oniond" in tables or "tenancy" in tables:
         return "omnigate"
+    if "balance" in tables and not _OF_NODES & tables.keys():
+        return "ron-balance"
     return "ron-oniond" if "apps" in tables or "admin" in tables else "ron-node"

@@ -6,7 +6,7 @@ In: a daemon's config. Out: (key, sentence) for each such key that is set.
 from __future__ import annotations
 
 from ron.kernel.config import has_key, value_at
-from ron.services.schemas import NodeConfig, OmnigateConfig, OniondConfig
+from ron.services.schemas import BalancedConfig, NodeConfig, OmnigateConfig, OniondConfig
 
 # key → the value that means what is built, and what happens instead of any other
 _KEYS: dict[str, tuple[object, str]] = {
@@ -28,14 +28,15 @@ _KEYS: dict[str, tuple[object, str]] = {
 }
 
 
-def not_built(config: NodeConfig | OniondConfig | OmnigateConfig) -> tuple[tuple[str, str], ...]:
+def not_built(config: NodeConfig | OniondConfig | BalancedConfig | OmnigateConfig) -> tuple[tuple[str, str], ...]:
     """Keys of `config` that are set to something that is not built, each with what happens instead."""
     found = [
         (key, sentence)
         for key, (built, sentence) in _KEYS.items()
         if has_key(type(config), key) and value_at(config, key) != built
     ]
-    found += _idle_federation(config)
+    if not isinstance(config, BalancedConfig):
+        found += _idle_federation(config)
     if isinstance(config, OmnigateConfig):
         found.insert(0, ("oniond", "an Omnigate is not built yet: its config is checked, and no daemon runs it"))
     elif config.onion.amnesia and config.observability.otel_endpoint:

@@ -12,11 +12,12 @@ from pathlib import PurePosixPath
 from ron.kernel.config import ConfigError
 from ron.proto.addresses import HostPort, parse_host_port
 from ron.proto.errors import RonError
+from ron.services.balance.config import BalanceConfig, BalancedService, balanced_port
 from ron.services.edge.config import EdgeConfig
 from ron.services.gateway.config import Expose
 from ron.services.mailbox.config import MailboxConfig
 from ron.services.oniond.config import FEDERATION_APP, OnionConfig
-from ron.services.schemas import NodeConfig, OmnigateConfig, OniondConfig
+from ron.services.schemas import BalancedConfig, NodeConfig, OmnigateConfig, OniondConfig
 from ron.services.sections import (
     DosConfig,
     FederationConfig,
@@ -43,6 +44,8 @@ def check_node(config: NodeConfig) -> None:
         check_memory_only(config.mailbox, config.edge)
     check_trust(config.dos, config.federation, config.security)
     check_federated_onion(config.federation, config.onion, [config.onion.app])
+    if config.balance.enabled:
+        check_balance(config.balance, config.onion)
     if config.node.profile == "micronode" and not config.onion.embedded:
         raise ConfigError("a micronode embeds its onion runtime", key="onion.embedded", hint="set it to true")
 
@@ -60,6 +63,15 @@ def check_oniond(config: OniondConfig) -> None:
     check_onion(config.onion, config.log, config.profiling)
     check_federation(config.federation)
     check_federated_onion(config.federation, config.onion, names)
+
+
+def check_balanced(config: BalancedConfig) -> None:
+    """Rules across keys. Raises `ConfigError`."""
+    check_addresses([("admin.bind", config.admin.bind)])
+    check_tls(config.admin.tls, "admin.tls")
+    check_dos(config.dos)
+    check_onion(config.onion, config.log, config.profiling)
+    check_balance(config.balance, config.onion)
 
 
 def check_omnigate(config: OmnigateConfig) -> None:
@@ -147,8 +159,7 @@ def check_onion(onion: OnionConfig, log: LogSection, profiling: ProfilingConfig)
 def check_memory_only(mailbox: MailboxConfig, edge: EdgeConfig) -> None:
     """Under amnesia no folder may outlive the machine. Raises `ConfigError`."""
     for key, folder in (("mailbox.dead_letter_dir", mailbox.dead_letter_dir), ("edge.cache_dir", edge.cache_dir)):
-        # normpath: `/dev/shm/../../var` is not in memory
-        if folder and not any(m in PurePosixPath(posixpath.normpath(folder)).parents for m in MEMORY_FOLDERS):
+        if folder and not _in_memory(folder):
             places = " or ".join(str(m) for m in MEMORY_FOLDERS)
             raise ConfigError(
                 "amnesia keeps nothing in a folder that persists",
@@ -208,6 +219,62 @@ def check_federated_onion(federation: FederationConfig, onion: OnionConfig, apps
         if peer not in federation.allow:
             hint = "add it to federation.allow"
             raise ConfigError("this peer is not allowed", key=f"onion.federate_peers[{index}]", hint=hint)
+
+
+def check_balance(balance: BalanceConfig, onion: OnionConfig) -> None:
+    """Nodes that can find one another, on one Tor network, with something to publish. Raises `ConfigError`."""
+    if not balance.services:
+        raise ConfigError("there is nothing to balance", key="balance.services", hint="add [[balance.services]]")
+    for index, service in enumerate(balance.services):
+        _check_balanced_service(service, [other.name for other in balance.services[:index]], index)
+    if balance.suspect_ms < 3 * balance.beat_ms:
+        hint = f"{3 * balance.beat_ms} or more"
+        raise ConfigError("one lost beat must not be a dead node", key="balance.suspect_ms", hint=hint)
+    if onion.network == "private" and balance.seeds:
+        raise ConfigError(
+            "a private network of this host alone has no room for other nodes",
+            key="onion.network",
+            hint='nodes of one cluster share a network: "joined" with onion.client_torrc, or "public"',
+        )
+    onions = [
+        address for address in (balance.advertise, *balance.seeds) if address.partition(":")[0].endswith(".onion")
+    ]
+    if onions and not balance.socks:
+        raise ConfigError(
+            "an onion is reached through a tor only", key="balance.socks", hint="name its SOCKS port, 127.0.0.1:9050"
+        )
+    if onion.amnesia and not _in_memory(balance.directory):
+        places = " or ".join(str(m) for m in MEMORY_FOLDERS)
+        raise ConfigError(
+            "amnesia keeps nothing in a folder that persists", key="balance.directory", hint=f"name one below {places}"
+        )
+
+
+def _check_balanced_service(service: BalancedService, others: Sequence[str], index: int) -> None:
+    key = f"balance.services[{index}]"
+    if service.name in others:
+        raise ConfigError(f"{service.name!r} is there twice", key=f"{key}.name", hint="one section per service")
+    if service.threshold > service.members:
+        raise ConfigError(
+            f"{service.threshold} of {service.members} can never sign",
+            key=f"{key}.threshold",
+            hint="lower it, or raise members",
+        )
+    seen: set[int] = set()
+    for number, port in enumerate(service.ports):
+        where = f"{key}.ports[{number}]"
+        try:
+            onion_port = balanced_port(port).onion_port
+        except ValueError as error:
+            raise ConfigError(f"{port!r}: {error}", key=where, hint="write 80:127.0.0.1:8080") from None
+        if onion_port in seen:
+            raise ConfigError(f"{onion_port} is there twice", key=where, hint="remove one of them")
+        seen.add(onion_port)
+
+
+def _in_memory(folder: str) -> bool:
+    # normpath: `/dev/shm/../../var` is not in memory
+    return any(memory in PurePosixPath(posixpath.normpath(folder)).parents for memory in MEMORY_FOLDERS)
 
 
 def check_dos(dos: DosConfig) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from ron.kernel.limits_config import LimitsConfig
 from ron.kernel.slo_config import SloConfig
 from ron.proto.onions import AppName
+from ron.services.balance.config import BalanceConfig
 from ron.services.edge.config import EdgeConfig
 from ron.services.gateway.config import Expose, GatewayConfig
 from ron.services.mailbox.config import MailboxConfig
@@ -38,6 +39,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     node: NodeSection = NodeSection()
     onion: OnionConfig = OnionConfig()
+    balance: BalanceConfig = BalanceConfig()
     mailbox: MailboxConfig = MailboxConfig()
     e2e: E2ESection = E2ESection()
     edge: EdgeConfig = EdgeConfig()
@@ -74,6 +76,21 @@ class OniondConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shutdown: ShutdownConfig = ShutdownConfig()
     dos: DosConfig = DosConfig()
     federation: FederationConfig = FederationConfig()
+    log: LogSection = LogSection()
+
+
+class BalancedConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`twistd -n ron-balance --config FILE`."""
+
+    balance: BalanceConfig = BalanceConfig()
+    onion: OnionConfig = OnionConfig()
+    admin: AdminSection = AdminSection()
+    limits: LimitsConfig = LimitsConfig()
+    slo: SloConfig = SloConfig()
+    observability: ObservabilityConfig = ObservabilityConfig()
+    profiling: ProfilingConfig = ProfilingConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
+    dos: DosConfig = DosConfig()
     log: LogSection = LogSection()
 
 

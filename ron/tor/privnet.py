@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ron.kernel.aio import within
+from ron.kernel.files import write_private
 from ron.tor.authkeys import authority_identity, relay_fingerprint
 from ron.tor.control import ANSWER_TIMEOUT_S, ask, count_hsdirs
 from ron.tor.fleet import Fleet, Stage
-from ron.tor.torrc import render
+from ron.tor.torrc import fill, render
 
 AUTHORITIES = ("auth1", "auth2", "auth3")
 RELAYS = ("relay1", "relay2")
 INFRASTRUCTURE = (*AUTHORITIES, *RELAYS)
+SNIPPET_FILE = "snippet.torrc"
 # tor/authority.torrc: TestingV3AuthInitialVotingInterval; votes for a boundary close 2 s before it.
 FIRST_INTERVAL_S = 6
 BOUNDARY_AHEAD_S = 2
@@ -48,6 +50,10 @@ class PrivateNetwork(Fleet):
 
     def _prepare_network(self) -> None:
         self._authority_lines = "\n".join(self._authority_line(name) for name in AUTHORITIES)
+        # for daemons on this host that are to be on the same network: `onion.client_torrc`
+        write_private(
+            self.directory / SNIPPET_FILE, render("snippet", {"dir_authorities": self._authority_lines}).encode()
+        )
 
     def _authority_line(self, name: str) -> str:
         folder = self.directory / name

@@ -35,8 +35,13 @@ _USUAL = (
 
 def render(role: str, values: Mapping[str, object]) -> str:
     """The torrc of `role` with every `${name}` filled. Raises KeyError when a value is missing."""
-    texts = (files("ron.tor").joinpath(f"templates/{name}.torrc").read_text() for name in ROLE_TEMPLATES[role])
-    return "\n".join(string.Template(text).substitute(values) for text in texts)
+    return "\n".join(fill(name, values) for name in ROLE_TEMPLATES[role])
+
+
+def fill(template: str, values: Mapping[str, object]) -> str:
+    """One template, filled in the same way."""
+    text = files("ron.tor").joinpath(f"templates/{template}.torrc").read_text()
+    return string.Template(text).substitute(values)
 
 
 def write_verified(tor: TorBinary, path: Path, text: str) -> None:

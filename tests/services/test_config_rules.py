@@ -211,3 +211,62 @@ class Rules(SynchronousTestCase):
         for name in ("", "Wiki", "a/b", "..", "-a", "a_b", "a" * 64, "ä"):
             self.refused("apps[0].name", "ron-oniond", apps=[{"name": name, "expose": EXPOSE}])
             self.refused("onion.app", onion={"app": name})
+
+
+class Clusters(SynchronousTestCase):
+    """`[balance]`, of a daemon of its own and of a node."""
+
+    def refused(self, key: str, services: Any = None, onion: Any = None, **balance: Any) -> None:
+        services = [{"name": "main", "ports": ["80:127.0.0.1:8080"]}] if services is None else services
+        tables = {"balance": {"services": services, **balance}, "onion": onion or {}}
+        for daemon, enabled in (("ron-balance", {}), ("ron-node", {"enabled": True})):
+            judged = {**tables, "balance": {**tables["balance"], **enabled}}
+            error: ConfigError = self.assertRaises(ConfigError, check, daemon, judged)
+            self.assertEqual(error.key, key, error.message)
+            self.assertTrue(error.hint)
+
+    def test_there_is_something_to_publish(self) -> None:
+        self.refused("balance.services", services=[])
+        check("ron-node", {"balance": {"enabled": False}})
+
+    def test_services_have_names_of_their_own(self) -> None:
+        one = {"name": "main", "ports": ["80:127.0.0.1:8080"]}
+        self.refused("balance.services[1].name", services=[one, one])
+
+    def test_so_many_as_sign_are_there(self) -> None:
+        one = {"name": "main", "ports": ["80:127.0.0.1:8080"], "mode": "threshold", "threshold": 4, "members": 3}
+        self.refused("balance.services[0].threshold", services=[one])
+
+    def test_ports(self) -> None:
+        wrong = (
+            "80",
+            "0:127.0.0.1:8080",
+            "80:127.0.0.1:0",
+            "80:127.0.0.1:65536",
+            "65536:127.0.0.1:1",
+            "80:10.0.0.1:80",
+        )
+        for port in (*wrong, "80:unix:relative", "80:unix:/a b", "80:aaaa.onion:80", "80:127.0.0.1:8080\n", "x:y"):
+            self.refused("balance.services[0].ports[0]", services=[{"name": "main", "ports": [port]}])
+        twice = ["80:127.0.0.1:1", "80:unix:/run/x"]
+        self.refused("balance.services[0].ports[1]", services=[{"name": "main", "ports": twice}])
+        fine = [f"80:{PEER}:80", "81:unix:/run/app.sock", "82:127.0.0.1:8082"]
+        check("ron-balance", {"balance": {"services": [{"name": "main", "ports": fine}]}})
+
+    def test_one_lost_beat_is_no_dead_node(self) -> None:
+        self.refused("balance.suspect_ms", beat_ms=1000, suspect_ms=2999)
+
+    def test_nodes_share_a_network(self) -> None:
+        self.refused("onion.network", seeds=["10.0.0.2:9470"])
+
+    def test_an_onion_is_reached_through_a_tor(self) -> None:
+        self.refused("balance.socks", advertise=f"{PEER}:9470")
+        self.refused("balance.socks", seeds=[f"{PEER}:9470"], onion={"network": "public"})
+
+    def test_amnesia_keeps_nothing_on_disk(self) -> None:
+        log = {"log": {"to": "memory"}}
+        services = [{"name": "main", "ports": ["80:127.0.0.1:8080"]}]
+        tables = {"balance": {"services": services}, "onion": {"amnesia": True}, **log}
+        error: ConfigError = self.assertRaises(ConfigError, check, "ron-balance", tables)
+        self.assertEqual(error.key, "balance.directory")
+        check("ron-balance", {**tables, "balance": {"services": services, "directory": "/dev/shm/ron"}})

@@ -35,7 +35,7 @@ class Examples(SynchronousTestCase):
 
     def test_each_is_valid_for_its_daemon(self) -> None:
         found = examples()
-        wanted = {"micronode.toml", "micronode-amnesia.toml", "macronode.toml", "oniond.toml", "omnigate.toml"}
+        wanted = {"micronode.toml", "micronode-amnesia.toml", "macronode.toml", "oniond.toml", "balance.toml"}
         self.assertLessEqual(wanted, set(found))
         for name, tables in found.items():
             self.assertEqual(daemon_of(tables), daemon_by_name(name))

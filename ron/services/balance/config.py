@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -10,6 +11,29 @@ from msgspec import Meta
 from ron.proto.balance import MAX_SERVICES, Mode, NodeName, ServiceName, Where
 from ron.services.sections import LIVE, PathText
 
+
+class BalancedPort(NamedTuple):
+    """One port of a master address. target: `host:port`, `unix:/path`, or `<onion>:port`."""
+
+    onion_port: int
+    target: str
+
+
+def balanced_port(text: str) -> BalancedPort:
+    """`80:127.0.0.1:8080`, `80:unix:/run/app.sock` or `80:<onion>:80`, taken apart. Raises ValueError."""
+    match = _PORT.fullmatch(text)
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise ValueError("not a port and its target")
+    local = match["to"]
+    if local is not None and not 0 < int(local) < 65536:
+        raise ValueError(f"{local} is no port")
+    return BalancedPort(int(match["port"]), match["target"])
+
+
+_PORT = re.compile(
+    r"(?P<port>[1-9][0-9]{0,4}):"
+    r"(?P<target>unix:/[A-Za-z0-9_./-]{1,100}|(?:127\.0\.0\.1|[a-z2-7]{56}\.onion):(?P<to>[1-9][0-9]{0,4}))"
+)
 ClientKey = Annotated[str, Meta(pattern=r"^[A-Z2-7]{52}\Z")]
 Ports = Annotated[tuple[Annotated[str, Meta(max_length=300)], ...], Meta(min_length=1, max_length=16)]
 
@@ -31,7 +55,7 @@ class BalancedService(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class BalanceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One node of a RustBalance cluster.
+    """One node of a RustBalance cluster. enabled: have a ron-node be one, too; ron-balance always is.
 
     node: its name, as in its certificate. listen: where the mesh listens, `host:port`. advertise: where others reach
     it, an address of the network between the nodes (WireGuard, a LAN) or an onion; left out, `listen`. seeds: any
@@ -49,7 +73,7 @@ class BalanceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     enabled: bool = False
     node: NodeName = "node"
     listen: Where = "127.0.0.1:9470"
-    advertise: Where | Literal[""] = ""
+    advertise: Annotated[str, Meta(max_length=256, pattern=r"^([^\x00-\x20]+:[0-9]{1,5})?\Z")] = ""
     seeds: Annotated[tuple[Where, ...], Meta(max_length=64)] = ()
     socks: Annotated[str, Meta(pattern=r"^(127\.0\.0\.1:[0-9]{1,5})?\Z")] = ""
     directory: PathText = "balance"
