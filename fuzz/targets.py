@@ -237,6 +237,78 @@ def oap_frames() -> Target:
     return one
 
 
+def mesh() -> Target:
+    """RustBalance's mesh. First byte 0: bytes written over a good message, the second says where; 1: a stream of frames;
+    2: a dialler's opening and reply; 3: a listener's greeting; else: entries of the book.
+    """
+    from nacl.signing import SigningKey
+
+    from ron.services.balance.mesh.book import LocalBook, number_of
+    from ron.services.balance.mesh.codec import Unfit, decode, encode
+    from ron.services.balance.mesh.entries import write
+    from ron.services.balance.mesh.handshake import Claim, Dialling, Listening, Own
+    from ron.services.balance.mesh.sync import Written
+    from ron.services.balance.mesh.tokens import Token
+    from ron.services.balance.mesh.wire import Envelope, Frames, Refused, framed, seal, unseal
+    from ron.services.balance.ports import Member
+
+    key, cluster = SigningKey(b"fuzz" * 8), b"fuzz" * 4
+    public = bytes(key.verify_key)
+    envelope = Envelope(cluster, "a", "b", 1, b"boot8888", 1, 1, "beat", 0, b"body")
+    good = seal(envelope, key)
+    claim = Claim("a", public, 1, b"boot8888", 0, 1, b"", ("127.0.0.1:9470",))
+    own = Own(cluster, claim, key, Token(version=1, secret=b"fuzz" * 8), b"binding")
+    member = Member(name="a", number=number_of("a", public), key=public)
+    first = write("member/a", encode(member), 1, "a", key, cluster)
+
+    def message(raw: bytes) -> None:
+        at = raw[0] % len(good) if raw else 0
+        patched = good[:at] + raw[1:] + good[at + len(raw[1:]) :]
+        with contextlib.suppress(Refused):
+            unseal(patched, cluster=cluster, sender="a", to="b", key=public)
+            if patched != good:
+                raise Finding("a message that nobody signed is taken")
+
+    def stream(raw: bytes) -> None:
+        frames, found = Frames(1024), []
+        middle = len(raw) // 2
+        with contextlib.suppress(Refused):
+            for piece in (raw[:middle], raw[middle:]):
+                found += [framed(frame) for frame in frames.feed(piece)]
+        if not raw.startswith(b"".join(found)) or frames.waiting_bytes > 4 + 1024:
+            raise Finding("what was taken does not come back")
+
+    def hello(raw: bytes, *, greeting: bool) -> None:
+        with contextlib.suppress(Refused):
+            if greeting:
+                Dialling(own).greeted(raw)
+                raise Finding("a greeting that answers nothing is taken")
+            listening = Listening(own)
+            listening.opened(raw)
+            listening.replied(raw)
+            raise Finding("a reply that answers nothing is taken")
+
+    def book(raw: bytes) -> None:
+        copy = LocalBook(cluster, "a", key, (first,))
+        with contextlib.suppress(Unfit):
+            copy.take(decode(raw, Written).entries)
+        if list(copy.entries) != [first]:
+            raise Finding("an entry that nobody signed is taken")
+
+    def one(raw: bytes) -> None:
+        kind, rest = raw[:1], raw[1:]
+        if kind == b"\0":
+            message(rest)
+        elif kind == b"\1":
+            stream(rest)
+        elif kind in (b"\2", b"\3"):
+            hello(rest, greeting=kind == b"\3")
+        else:
+            book(rest)
+
+    return one
+
+
 def alarm() -> Target:
     """Fails at the first input that begins with `!`: shows that a finding is noticed. Not run unless asked for."""
 
@@ -254,5 +326,6 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "pow": pow_solution,
     "bus": bus_frames,
     "oap": oap_frames,
+    "mesh": mesh,
     "alarm": alarm,
 }

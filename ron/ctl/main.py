@@ -16,6 +16,8 @@ from ron.proto.exitcodes import exit_code
 
 # command → where it lives; imported only when asked for, so that `ronctl e2e` need not load Twisted
 _COMMANDS = {
+    "balance": ("ron.ctl.balance", "balance", "RustBalance: one onion address before many nodes."),
+    "audit": ("ron.ctl.audit", "audit", "The audit log: is it whole, what does it say."),
     "ca": ("ron.ctl.ca", "ca", "The node CA: init, issue, renew, show."),
     "cap": ("ron.ctl.cap", "cap", "Capabilities: mint, attenuate, inspect, revoke, rotate, list."),
     "config": ("ron.ctl.config", "config", "Show, check and compare configs; their JSON Schema."),

@@ -52,6 +52,24 @@ def read_facts(directory: Path | None = None) -> NodeFacts:
         raise Unreachable(f"{path} cannot be used: {error}", hint="restart the node; it writes the file anew") from None
 
 
+class RuntimeFacts(msgspec.Struct, frozen=True):
+    """What we need of `onions.json`, which an onion runtime of its own writes instead of `node.json`."""
+
+    admin_url: str
+
+
+def own_url() -> str:
+    """Where the daemon of this home answers its operator: a node's gateway, or the admin address of a lone onion
+    runtime. Raises `Unreachable` when none runs."""
+    runtime = home() / "onions.json"
+    if (home() / "node.json").exists() or not runtime.exists():
+        return read_facts().gateway_url
+    try:
+        return msgspec.json.decode(runtime.read_bytes(), type=RuntimeFacts).admin_url
+    except (OSError, msgspec.MsgspecError) as error:
+        raise Unreachable(f"{runtime} cannot be used: {error}", hint="restart ron-oniond; it writes it anew") from None
+
+
 def find_capability(cap: str | None) -> str | None:
     """The token: `cap` or `$RON_CAP` (a token or a file's path), else `$RON_HOME/admin.cap`, else None."""
     given = _given_capability(cap)
@@ -60,12 +78,13 @@ def find_capability(cap: str | None) -> str | None:
 
 
 def connect(reactor: Any, node: str | None, cap: str | None, *, deadline_s: float = 20.0, tries: int = 2) -> Api:
-    """An `Api` on the node's gateway: over loopback, or where `node` is an https URL over TLS with `given_trust`.
+    """An `Api` on `node`, or on what `own_url` finds: over loopback, or where it is an https URL over TLS with
+    `given_trust`.
 
     Raises `Unreachable` when there is no node to be found, `RonError` (BadRequest) when URL and trust do not go
     together or a file cannot be used.
     """
-    url = node or read_facts().gateway_url
+    url = node or own_url()
     trust = given_trust()
     # another host's node has no business with the admin capability of ours
     capability = find_capability(cap) if trust.ca is None else _given_capability(cap)

@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 from ron.ctl.console import StageConsole
 from ron.ctl.node import json_option, print_json
 from ron.ctl.onion_clients import client, write_new
+from ron.ctl.onion_events import events
 from ron.ctl.onion_reach import (
     ask,
     check_ready,
@@ -64,6 +65,7 @@ def onion() -> None:
       ronctl onion list
       ronctl onion rotate wiki --grace 1h
       ronctl onion client add wiki bob 3Q6K…
+      ronctl onion events --app wiki
       ronctl onion delete wiki
     """
 
@@ -374,6 +376,7 @@ def backends(tor_binary: str, arti_binary: str, as_json: bool) -> None:
 
 
 onion.add_command(client)
+onion.add_command(events)
 
 
 def _show(view: OnionView, wait_s: float, as_json: bool) -> None:

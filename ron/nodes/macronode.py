@@ -32,7 +32,7 @@ from ron.kernel.processes import Child, ProcessUnit
 from ron.kernel.supervisor import Unit
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.node import Node
-from ron.nodes.parts import EDGE_SOCKET, LISTENERS, PARTS, Host, PartUnit, load_part
+from ron.nodes.parts import EDGE_SOCKET, LISTENERS, PARTS, Host, PartUnit, load_part, wanted
 from ron.nodes.runtime import Runtime
 from ron.nodes.spares import Spares
 from ron.nodes.wiring import Wiring
@@ -99,7 +99,7 @@ class Macronode(Node):
 
     def units(self) -> Iterator[tuple[str, Unit]]:
         """A process a part, but for those that live here; the gateway's workers share its socket."""
-        for part, spec in PARTS.items():
+        for part, spec in wanted(self.config.current).items():
             if spec.in_node:
                 yield part, PartUnit(part, load_part(part, self._host))
                 continue

@@ -9,7 +9,7 @@ from ron.kernel import Config
 from ron.kernel.supervisor import Unit
 from ron.nodes.listeners import BoundSocket
 from ron.nodes.node import Node
-from ron.nodes.parts import PARTS, Host, PartUnit, load_part
+from ron.nodes.parts import Host, PartUnit, load_part, wanted
 from ron.nodes.runtime import Runtime
 from ron.services.configs import NodeConfig
 
@@ -35,7 +35,7 @@ class Micronode(Node):
             sockets={name: socket.fileno() for name, socket in sockets.items()},
             run=self.run,
         )
-        self._parts = {name: load_part(name, self._host) for name in PARTS}
+        self._parts = {name: load_part(name, self._host) for name in wanted(config.current)}
 
     def units(self) -> Iterator[tuple[str, Unit]]:
         """One of each part."""

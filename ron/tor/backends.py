@@ -115,11 +115,12 @@ def detect_arti(name: str) -> BackendReport:
     path = shutil.which(name)
     if path is None:
         return _absent("arti", None, None, "arti is not installed")
-    match = re.match(r"Arti (\d+\.\d+\.\d+)\b", _ask(path, "--version") or "")
+    match = re.match(r"Arti (\d{1,6})\.(\d{1,6})\.(\d{1,6})\b", _ask(path, "--version") or "")
     if match is None:
         return _absent("arti", path, None, f"{path} does not run, or is no arti")
+    version = tuple(map(int, match.groups()))
     onions = "hss" in (_ask(path, "help") or "").split()
-    return _report("arti", path, match[1], _arti_gaps(hosts_onions=onions), (_ARTI_ADVICE,))
+    return _report("arti", path, _dotted(version), _arti_gaps(version, hosts_onions=onions), (_ARTI_ADVICE,))
 
 
 _CONTROL = (Capability.ONION_V3, Capability.ADD_ONION_DETACHED, Capability.CONTROL_EVENTS, Capability.AMNESIA)
@@ -168,7 +169,7 @@ def _advice(version: tuple[int, ...], *, pow_works: bool) -> tuple[str, ...]:
 
 
 # As of arti 2.5.0: its manifest crates/arti/Cargo.toml and its change log. To be read again with each new series.
-_ARTI_ADVICE = "arti's state was read at version 2.5.0; the onion runtime has no driver for it"
+_ARTI_ADVICE = "arti's state was read at versions 1.0.0 to 1.5.0 and 2.5.0; the onion runtime has no driver for it"
 _ARTI_GAPS = {
     Capability.ADD_ONION_DETACHED: "arti has no control port; its onions come from its configuration file",
     Capability.CLIENT_AUTH: "arti has restricted discovery (feature restricted-discovery, off by default), "
@@ -183,13 +184,32 @@ _ARTI_GAPS = {
 }
 
 
-def _arti_gaps(*, hosts_onions: bool) -> dict[Capability, str]:
-    why = (
-        "it hosts onions from its configuration file; the onion runtime does not drive it"
-        if hosts_onions
-        else "this build hosts no onions (feature onion-service-service, off by default)"
-    )
-    return {Capability.ONION_V3: why, **_ARTI_GAPS}
+# The first version whose manifest has anything of it, and what; read from every release from 1.0.0 to 1.5.0.
+_ARTI_ONIONS, _ARTI_HSS = (1, 1, 10), (1, 1, 12)
+_ARTI_SINCE = {
+    Capability.CLIENT_AUTH: ((1, 2, 7), "restricted discovery"),
+    Capability.ONION_POW: ((1, 5, 0), "proof of work for onions that it hosts"),
+    Capability.INTRODUCTION_STATS: ((1, 4, 3), "metrics"),
+}
+_ARTI_OF_ONIONS = (Capability.ONION_V3, Capability.ADD_ONION_DETACHED, Capability.AMNESIA, *_ARTI_SINCE)
+
+
+def _arti_gaps(version: tuple[int, ...], *, hosts_onions: bool) -> dict[Capability, str]:
+    gaps = {Capability.ONION_V3: _arti_onions(version, hosts_onions=hosts_onions), **_ARTI_GAPS}
+    for capability, (since, what) in _ARTI_SINCE.items():
+        if version < since:
+            gaps[capability] = f"arti {_dotted(version)} has no {what}; arti has since {_dotted(since)}"
+    if version < _ARTI_ONIONS:
+        gaps |= dict.fromkeys(_ARTI_OF_ONIONS, f"arti {_dotted(version)} hosts no onions; arti does since 1.1.10")
+    return gaps
+
+
+def _arti_onions(version: tuple[int, ...], *, hosts_onions: bool) -> str:
+    if hosts_onions:
+        return "it hosts onions from its configuration file; the onion runtime does not drive it"
+    if version < _ARTI_HSS:
+        return f"arti {_dotted(version)} does not tell whether this build hosts onions; the onion runtime drives none"
+    return "this build hosts no onions (feature onion-service-service, off by default)"
 
 
 def _report(

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, DeferredLock, gatherResults
@@ -23,6 +23,7 @@ from ron.kernel import HealthState, Metrics
 from ron.kernel.files import DirectoryLock, private_dir, write_private
 from ron.proto.errors import ErrorCode, RonError, bad_request, conflict, not_found, unavailable
 from ron.tor.binary import TorBinary
+from ron.tor.facts import FACTS_FILE, NetworkFacts, Stage, TorFacts
 from ron.tor.ports import remembered_ports
 from ron.tor.process import reap_stale
 from ron.tor.torrc import command, no_defaults, write_verified
@@ -32,42 +33,9 @@ BRING_UP_TIMEOUT_S = 120.0
 POLL_S = 0.2
 CLIENT_TARGET = 100
 MAX_CLIENTS = 64
-FACTS_FILE = "tornet.json"
 _ROLE = re.compile(r"^[a-z][a-z0-9-]{0,31}\Z")
 _log = Logger(namespace="ron.tor")
-
-
-class Stage(NamedTuple):
-    """Progress of a bring-up: which stage, how much of it is done, and what for people to read."""
-
-    name: str
-    done: int
-    total: int
-    detail: str = ""
-
-
-class TorFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One tor as `tornet status` shows it."""
-
-    name: str
-    role: str
-    pid: int | None
-    up: bool
-    percent: int
-    restarts: int
-    control_port: int
-    socks_port: int | None = None
-
-
-class NetworkFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The network as written to `tornet.json` and shown by `ronctl tornet status`."""
-
-    directory: str
-    supervisor_pid: int
-    state: str
-    stage: str
-    tors: tuple[TorFacts, ...]
-
+__all__ = ["FACTS_FILE", "Fleet", "NetworkFacts", "Progress", "Stage", "TorFacts"]
 
 Progress = Callable[[Stage], None]
 

@@ -7,6 +7,7 @@ connects next finds them and looks after them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from dataclasses import dataclass
@@ -95,6 +96,14 @@ class TorOnions:
     async def publish(self, spec: OnionSpec) -> Uploads:
         """ADD_ONION, then wait until the directories have the descriptor, at least one of them.
 
+        Raises as `announce` does.
+        """
+        bringup_ms = await self.announce(spec)
+        return Uploads(await self.settled(spec.address), bringup_ms)
+
+    async def announce(self, spec: OnionSpec) -> float:
+        """ADD_ONION, then wait for the first directory that has the descriptor: how many ms that took.
+
         On a young network the first uploads may fail and tor tries again; this waits for the first one that succeeds.
         Raises `RonError`: Timeout after a minute, Unavailable when tor goes away, Internal when it refuses.
         """
@@ -110,9 +119,17 @@ class TorOnions:
                 f"no onion directory took the descriptor within {UPLOAD_TIMEOUT_S:.0f} s",
                 hint="ronctl tornet status shows whether the network is whole",
             ) from None
-        bringup_ms = (self._reactor.seconds() - started) * 1000
-        await self._stragglers(service_id)
-        return Uploads(self._watch.uploads(service_id), bringup_ms)
+        return float((self._reactor.seconds() - started) * 1000)
+
+    async def settled(self, address: str) -> int:
+        """How many directories have it, once all that were asked have answered, or a while after the first.
+
+        A client asks one of several directories; it is better off when all have answered.
+        """
+        service_id = address.removesuffix(".onion")
+        with contextlib.suppress(DeadlineError):
+            await within(self._reactor, STRAGGLERS_S, self._watch.all_answered(service_id))
+        return self._watch.uploads(service_id)
 
     async def withdraw(self, address: str) -> None:
         """DEL_ONION: no new introductions. Connections that exist go on until they are closed. None there: no error."""
@@ -133,13 +150,6 @@ class TorOnions:
             raise RonError(ErrorCode.INTERNAL, f"tor refused the onion: {reason}") from None
         if f"ServiceID={service_id}" not in lines:
             raise RonError(ErrorCode.INTERNAL, "tor answered ADD_ONION with another address than the key's")
-
-    async def _stragglers(self, service_id: str) -> None:
-        """A client asks one of several directories; it is better off when all have answered."""
-        try:
-            await within(self._reactor, STRAGGLERS_S, self._watch.all_answered(service_id))
-        except DeadlineError:
-            return
 
 
 class _UploadWatch:

@@ -52,7 +52,7 @@ class PrivateNetwork(Fleet):
         self._authority_lines = "\n".join(self._authority_line(name) for name in AUTHORITIES)
         # for daemons on this host that are to be on the same network: `onion.client_torrc`
         write_private(
-            self.directory / SNIPPET_FILE, render("snippet", {"dir_authorities": self._authority_lines}).encode()
+            self.directory / SNIPPET_FILE, fill("snippet", {"dir_authorities": self._authority_lines}).encode()
         )
 
     def _authority_line(self, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
@@ -18,6 +18,7 @@ from tests.crypto.test_frost_support import (
     Signing,
     born,
     dealt,
+    few,
     integer,
     scalar,
     secret_from,
@@ -30,7 +31,6 @@ from tests.crypto.test_frost_support import (
 from tests.crypto.test_schnorr import P, add, decode, encode, times
 
 PERIOD, LENGTH = 20_777, 1440
-few = settings(max_examples=25, deadline=None)
 
 
 class TorVectors(SynchronousTestCase):

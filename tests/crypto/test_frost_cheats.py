@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,7 +12,9 @@ from ron.crypto.frost.errors import Reason, Refused
 from ron.crypto.frost.wire import Kind
 from tests.crypto.test_frost_support import (
     HEAD,
+    TORSION,
     Network,
+    few,
     flipped,
     integer,
     keygen_network,
@@ -26,9 +26,6 @@ from tests.crypto.test_frost_support import (
     with_wrong_share,
 )
 from tests.crypto.test_schnorr import NEUTRAL, P, add, decode, encode
-
-ROOT = Path(__file__).parents[2]
-some = settings(max_examples=20, deadline=None)
 
 
 class BadDealings(SynchronousTestCase):
@@ -75,7 +72,7 @@ class BadDealings(SynchronousTestCase):
             self.assertEqual(self.refusal(body).reason, Reason.BAD_PROOF)
 
     def test_points_outside_the_group(self) -> None:
-        torsion = encode(add(decode(self.own[:32]), (pow(2, (P - 1) // 4, P), 0)))
+        torsion = encode(add(decode(self.own[:32]), TORSION))
         for bad in (encode(NEUTRAL), encode((0, P - 1)), torsion, (P + 1).to_bytes(32, "little"), bytes(32)):
             self.assertEqual(self.refusal(bad + self.own[32:]).reason, Reason.MALFORMED)
             self.assertEqual(self.refusal(self.own[:32] + bad + self.own[64:]).reason, Reason.MALFORMED)
@@ -258,7 +255,7 @@ class Deliveries(SynchronousTestCase):
         self.assertEqual({refused.reason for _, refused in today.refused}, {Reason.OTHER_SESSION})
         self.assertEqual(today.run().states, {"done"})
 
-    @some
+    @few
     @given(junk=st.binary(max_size=200), sender=st.integers(0, 4))
     def test_junk(self, junk: bytes, sender: int) -> None:
         one = dkg.keygen(dkg.keygen_plan(nonce(), 2, [1, 2, 3]), 1)

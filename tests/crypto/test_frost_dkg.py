@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nacl.signing import VerifyKey
 from twisted.trial.unittest import SynchronousTestCase
@@ -24,6 +24,7 @@ from tests.crypto.test_frost_support import (
     Network,
     Tamper,
     born,
+    few,
     flipped,
     keygen_network,
     kind,
@@ -38,7 +39,6 @@ from tests.crypto.test_frost_support import (
 )
 
 ROOT = Path(__file__).parents[2]
-some = settings(max_examples=20, deadline=None)
 
 
 class Born(SynchronousTestCase):
@@ -69,7 +69,7 @@ class Born(SynchronousTestCase):
         for secret in (key, *(share.secret for share in network.results.values())):
             self.assertNotIn(secret, everything)
 
-    @some
+    @few
     @given(random=st.randoms(use_true_random=False))
     def test_messages_may_come_in_any_order(self, random: Random) -> None:
         network = keygen_network(2, [1, 2, 3]).run(random.randrange)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -11,10 +11,15 @@ from ron.crypto.frost import shamir
 from ron.crypto.frost.errors import InvalidGroupError
 from ron.crypto.frost.keys import GroupKey, KeyShare
 from ron.crypto.frost.shamir import Polynomial
-from tests.crypto.test_frost_support import flipped, integer, nonce, scalar, some_shares
+from tests.crypto.test_frost_support import (
+    few,
+    flipped,
+    integer,
+    nonce,
+    scalar,
+    some_shares,
+)
 from tests.crypto.test_schnorr import NEUTRAL, encode
-
-few = settings(max_examples=30, deadline=None)
 
 
 class Groups(SynchronousTestCase):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
@@ -15,7 +15,10 @@ from ron.crypto.frost.session import Coordinator, Request, Signer
 from ron.crypto.frost.wire import Kind
 from tests.crypto.test_frost_support import (
     COORDINATOR,
+    HEAD,
+    TORSION,
     Signing,
+    few,
     flipped,
     integer,
     nonce,
@@ -24,10 +27,6 @@ from tests.crypto.test_frost_support import (
     some_shares,
 )
 from tests.crypto.test_schnorr import NEUTRAL, P, add, decode, encode
-
-few = settings(max_examples=25, deadline=None)
-HEAD = 36
-TORSION = (pow(2, (P - 1) // 4, P), 0)  # order 4
 
 
 class BadCommitments(SynchronousTestCase):

@@ -23,6 +23,7 @@ from tests.crypto.test_frost_support import (
     COORDINATOR,
     Signing,
     dealt,
+    few,
     integer,
     scalar,
     secret_from,
@@ -33,9 +34,6 @@ from tests.crypto.test_frost_support import (
     vectors,
 )
 from tests.crypto.test_schnorr import NEUTRAL, Point, add, decode, encode, times
-
-few = settings(max_examples=25, deadline=None)
-
 
 # --- RFC 9591 in plain integers; nothing here comes from libsodium
 

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hypothesis import settings
+
 from ron.crypto import group
 from ron.crypto.frost import dkg
 from ron.crypto.frost.ceremony import Ceremony
@@ -18,10 +20,15 @@ from ron.crypto.frost.keys import GroupKey, KeyShare
 from ron.crypto.frost.session import Coordinator, Request, Signer
 from ron.crypto.frost.shamir import Polynomial
 from ron.crypto.frost.wire import Kind
+from tests.crypto.test_schnorr import P
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "frost"
 COORDINATOR = 1
 HEAD = 36
+# order 4
+TORSION = (pow(2, (P - 1) // 4, P), 0)
+# some milliseconds an example
+few = settings(max_examples=25, deadline=None)
 # sender, receiver, message → what the receiver gets; None keeps it back
 Tamper = Callable[[int, int, bytes], bytes | None]
 

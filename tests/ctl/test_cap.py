@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from twisted.internet import reactor
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
 from ron.auth import AUDIENCE, AuthFiles, Authority, Caveat, ReplayGuard, Wanted, inspect
 from ron.ctl.cap import cap
@@ -22,44 +22,34 @@ from ron.kernel.files import write_private
 from ron.proto.errors import ErrorCode, RonError
 from ron.web import Edge, make_site
 from ron.web.caps import OwnReplay, cap_endpoints
+from tests.ctl.with_home import WithHome
 from tests.web.wire import until
 
 RONCTL = Path(sys.executable).parent / "ronctl"
 READ = Wanted("onion:read", "GET", "/v1/onions", frozenset({"app", "tenant", "topic"}))
 
 
-class Home(SynchronousTestCase):
-    """A node's home; commands run in this process, where the reactor is not needed."""
+class Home(WithHome):
+    """A node's home."""
+
+    command = cap
 
     def setUp(self) -> None:
-        self.home = Path(self.mktemp()).absolute()
-        self.home.mkdir()
-        before = dict(os.environ)
-        self.addCleanup(os.environ.update, before)
-        self.addCleanup(os.environ.clear)  # cleanups run last in, first out
-        os.environ.update({"RON_HOME": str(self.home), "RON_CAP": ""})
-        self.files = AuthFiles(self.home / "auth", time.time)
+        super().setUp()
         self.authority: Authority = self.files.authority(AUDIENCE)
 
-    def cap(self, *arguments: str, stdin: str = "") -> Result:
-        result = CliRunner().invoke(cap, arguments, input=stdin)
-        self.assertIsNone(result.exception, f"{arguments}: {result.exception!r} {result.output}")
-        return result
-
     def token(self, *arguments: str, stdin: str = "") -> str:
-        return self.cap(*arguments, stdin=stdin).stdout.splitlines()[-1]
+        return self.ran(*arguments, stdin=stdin).stdout.splitlines()[-1]
 
     def fails(self, code: ErrorCode, *arguments: str, stdin: str = "") -> RonError:
-        error = CliRunner().invoke(cap, arguments, input=stdin).exception
-        assert isinstance(error, RonError), f"{arguments}: {error!r}"
+        error = self.refused(*arguments, stdin=stdin)
         self.assertIs(error.code, code)
-        self.assertTrue(error.hint)
         return error
 
 
 class Minting(Home):
     def test_the_example_of_the_issue(self) -> None:
-        result = self.cap("mint", "--scope", "onion:read", "--app", "other", "--ttl", "5m")
+        result = self.ran("mint", "--scope", "onion:read", "--app", "other", "--ttl", "5m")
         self.assertEqual(len(result.stdout.splitlines()), 1)
         token = result.stdout.strip()
         capability = self.authority.admit(token, READ)
@@ -71,7 +61,7 @@ class Minting(Home):
         self.assertRaises(RonError, self.authority.admit, token, READ._replace(scope="onion:create"))
 
     def test_every_option(self) -> None:
-        result = self.cap(
+        result = self.ran(
             *("mint", "--scope", "a:b,c:*", "--scope", "d:e", "--tenant", "t", "--topic", "x/y", "--method", "GET"),
             *("--path", "/v1", "--rps", "2.5", "--bytes-per-day", "10KB", "--ttl", "7d", "--label", "phone", "--json"),
         )
@@ -135,18 +125,18 @@ class Offline(Home):
         self.fails(ErrorCode.NO_CAPABILITY, "attenuate", "garbage", "--ttl", "5m")
 
     def test_inspect(self) -> None:
-        shown = json.loads(self.cap("inspect", "-", "--json", stdin=self.good).stdout)
+        shown = json.loads(self.ran("inspect", "-", "--json", stdin=self.good).stdout)
         self.assertEqual(shown["caveats"], ["aud = ron-node", "scope = onion:*"])
         self.assertEqual((shown["verified"], shown["kid"], shown["expires_at"]), (False, 1, None))
-        result = self.cap("inspect", self.good)
+        result = self.ran("inspect", self.good)
         self.assertIn("only    scope = onion:*", result.stdout)
         self.assertIn("not verified", result.stderr)
         self.fails(ErrorCode.NO_CAPABILITY, "inspect", "garbage")
 
     def test_inspect_an_expired_one(self) -> None:
         token = self.authority.mint([Caveat("exp", "2020-01-01T00:00:00Z")])
-        self.assertIn("2020-01-01T00:00:00Z (it is over)", self.cap("inspect", token).stdout)
-        self.assertTrue(json.loads(self.cap("inspect", token, "--json").stdout)["expired"])
+        self.assertIn("2020-01-01T00:00:00Z (it is over)", self.ran("inspect", token).stdout)
+        self.assertTrue(json.loads(self.ran("inspect", token, "--json").stdout)["expired"])
 
     def test_the_rest_says_what_is_missing(self) -> None:
         """In a process of its own: looking for the node starts a reactor."""
@@ -165,7 +155,7 @@ class Taking(Home):
             child = self.token("attenuate", token, "--method", "GET")
             self.authority.admit(child, READ)
             given = {"token": token, "cap_id": inspect(token).cap_id, "stdin": "-"}[by]
-            result = self.cap("revoke", given, stdin=child)
+            result = self.ran("revoke", given, stdin=child)
             self.assertEqual(result.stdout, f"revoked {inspect(token).cap_id}\n")
             self.files.refresh()
             for void in (token, child):
@@ -181,10 +171,10 @@ class Taking(Home):
 
     def test_rotate(self) -> None:
         before = self.token("mint", "--scope", "onion:read")
-        self.assertIn("epoch 2: made", self.cap("rotate", "--grace", "1h").stdout)
+        self.assertIn("epoch 2: made", self.ran("rotate", "--grace", "1h").stdout)
         self.files.refresh()
         self.authority.admit(before, READ)
-        self.cap("rotate", "--grace", "0s")
+        self.ran("rotate", "--grace", "0s")
         self.files.refresh()
         self.assertRaises(RonError, self.authority.admit, before, READ)
         self.fails(ErrorCode.BAD_REQUEST, "rotate", "--grace", "49h")
@@ -192,19 +182,19 @@ class Taking(Home):
 
     def test_list(self) -> None:
         token = self.token("mint", "--scope", "onion:read", "--label", "phone")
-        self.cap("mint", "--scope", "a:b", "--label", "laptop")
-        self.cap("revoke", token)
-        shown = json.loads(self.cap("list", "--json").stdout)
+        self.ran("mint", "--scope", "a:b", "--label", "laptop")
+        self.ran("revoke", token)
+        shown = json.loads(self.ran("list", "--json").stdout)
         self.assertEqual(
             [(c["label"], c["revoked"]) for c in shown["capabilities"]], [("phone", True), ("laptop", False)]
         )
-        text = self.cap("list").stdout
+        text = self.ran("list").stdout
         self.assertIn("REVOKED  phone", text)
         self.assertIn("epoch 1: made", text)
         self.assertNotIn(token, text)
 
     def test_damage_is_said(self) -> None:
-        self.cap("revoke", "a" * 32)
+        self.ran("revoke", "a" * 32)
         (self.home / "auth" / "revoked.json").write_text("garbage")
         self.assertIn("restore", str(self.fails(ErrorCode.STORE_UNAVAILABLE, "revoke", "b" * 32).hint))
         (self.home / "auth" / "root.json").write_text("garbage")

@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-import time
-from pathlib import Path
 
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
-from ron.auth import AuthFiles
 from ron.crypto.schnorr import HolderKey
 from ron.ctl.federation import _text, federation
 from ron.ctl.main import ronctl
-from ron.proto.errors import ErrorCode, RonError
+from ron.proto.errors import ErrorCode
 from ron.proto.exitcodes import Unreachable
 from ron.services.oniond.federation.grants import holders
 from ron.services.oniond.federation.messages import TransportFacts
 from ron.services.oniond.federation.routes import FederationView, OwnList, SessionView
 from ron.services.oniond.federation.shelf import Shelf, read_holder
 from ron.tor.onionkeys import address_of, new_key
+from tests.ctl.with_home import WithHome
 
 PEER = address_of(new_key())
 
 
-class Home(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.home = Path(self.mktemp()).absolute()
-        self.home.mkdir()
-        before = dict(os.environ)
-        self.addCleanup(os.environ.update, before)
-        self.addCleanup(os.environ.clear)  # cleanups run last in, first out
-        os.environ.update({"RON_HOME": str(self.home), "RON_CAP": ""})
-        self.files = AuthFiles(self.home / "auth", time.time)
-
-    def ran(self, *arguments: str) -> Result:
-        result = CliRunner().invoke(federation, arguments)
-        self.assertIsNone(result.exception, f"{arguments}: {result.exception!r} {result.output}")
-        return result
-
-    def fails(self, *arguments: str) -> RonError:
-        error = CliRunner().invoke(federation, arguments).exception
-        assert isinstance(error, RonError), f"{arguments}: {error!r}"
-        self.assertTrue(error.hint, error.message)
-        return error
-
-
-class Keys(Home):
+class Keys(WithHome):
     """What an operator does before two nodes meet."""
+
+    command = federation
 
     def test_a_new_key_is_a_private_file_and_its_public_part_is_on_stdout(self) -> None:
         path = self.home / "bert.key"
@@ -64,7 +41,7 @@ class Keys(Home):
     def test_no_key_is_overwritten(self) -> None:
         path = self.home / "bert.key"
         path.write_text("precious")
-        self.assertEqual(self.fails("new-holder", "--out", str(path)).code, ErrorCode.CONFLICT)
+        self.assertEqual(self.refused("new-holder", "--out", str(path)).code, ErrorCode.CONFLICT)
         self.assertEqual(path.read_text(), "precious")
 
     def test_a_grant_is_a_capability_that_names_the_key_and_nothing_else(self) -> None:
@@ -80,7 +57,7 @@ class Keys(Home):
 
     def test_what_is_no_key_is_granted_nothing(self) -> None:
         for text in ("", "x", "00" * 32, "01" + "00" * 31, HolderKey.generate().public.hex().upper()):
-            self.assertEqual(self.fails("grant", text).code, ErrorCode.BAD_REQUEST)
+            self.assertEqual(self.refused("grant", text).code, ErrorCode.BAD_REQUEST)
         self.assertEqual(self.files.listed(), ())
 
     def test_holding(self) -> None:
@@ -96,17 +73,17 @@ class Keys(Home):
         path = self.home / "bert.key"
         self.ran("new-holder", "--out", str(path))
         for issuer in ("x.onion", PEER.upper(), "../../x"):
-            self.assertEqual(self.fails("hold", issuer, str(path)).code, ErrorCode.BAD_REQUEST)
+            self.assertEqual(self.refused("hold", issuer, str(path)).code, ErrorCode.BAD_REQUEST)
         path.chmod(0o644)
-        self.assertIn("others may read it", self.fails("hold", PEER, str(path)).message)
+        self.assertIn("others may read it", self.refused("hold", PEER, str(path)).message)
         path.write_text("{}")
         path.chmod(0o600)
-        self.assertIn("no holder key", self.fails("hold", PEER, str(path)).message)
+        self.assertIn("no holder key", self.refused("hold", PEER, str(path)).message)
 
     def test_without_a_daemon(self) -> None:
         for arguments in (("sessions",), ("connect", PEER)):
-            self.assertIsInstance(self.fails(*arguments), Unreachable)
-        self.assertEqual(self.fails("connect", "x.onion").code, ErrorCode.BAD_REQUEST)
+            self.assertIsInstance(self.refused(*arguments), Unreachable)
+        self.assertEqual(self.refused("connect", "x.onion").code, ErrorCode.BAD_REQUEST)
 
 
 class Showing(SynchronousTestCase):

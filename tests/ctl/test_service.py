@@ -60,6 +60,20 @@ class ServiceCommand(WithNode):
         listed = json.loads((await self.done("service", "list", "--json")).out)["services"]
         self.assertEqual([(one["name"], one["state"]) for one in listed], [("mailbox", "up"), ("edge", "up")])
 
+    async def test_a_tor_of_a_lone_onion_runtime_is_released_as_its_reason_says(self) -> None:
+        """Without --node: there is no node.json beside such a daemon, and onions.json says where it answers."""
+        tor = Unit("tor.onion", works=False)
+        self.supervisor().add(tor)
+        (self.home / "node.json").unlink()
+        missing = await self.done("service", "release", "tor.onion")
+        self.assertEqual((missing.code, missing.out), (4, b""))
+        (self.home / "onions.json").write_text(json.dumps({"admin_url": self.url, "socks_port": 1, "onions": []}))
+        self.assertEqual((await self.done("service", "release", "tor.onion")).lines, ["tor.onion: idle"])
+        (self.home / "onions.json").write_text("{")
+        damaged = await self.done("service", "list")
+        self.assertEqual((damaged.code, damaged.out), (4, b""))
+        self.assertIn(b"onions.json", damaged.err)
+
     async def test_what_is_not_there(self) -> None:
         nobody = await self.done("service", "list")
         self.assertEqual((nobody.code, nobody.out), (8, b""))

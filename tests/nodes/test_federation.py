@@ -16,14 +16,16 @@ from ron.crypto.schnorr import HolderKey
 from ron.kernel import Config, HealthState
 from ron.kernel.config import Layers
 from ron.kernel.threads import BoundedPool
-from ron.nodes.parts.federation import FOLDER, REQUESTS_PER_S, HostedFederation
-from ron.nodes.parts.oniond import hosted_federation
+from ron.nodes.parts.federation import CONNECTIONS, FOLDER, REQUESTS_PER_S, HostedFederation
+from ron.nodes.parts.oniond import FEDERATION_POW, hosted_federation, onion_runtime
 from ron.nodes.runtime import Runtime
 from ron.proto.errors import ErrorCode, RonError
+from ron.proto.onions import Port, Pow
 from ron.sdk import Api
 from ron.sdk.transport import connection_pool, unix_http
 from ron.services.configs import SCHEMAS
 from ron.services.oniond.audit import Auditor, MemoryAudit
+from ron.services.oniond.config import FEDERATION_APP
 from ron.services.oniond.federation.messages import (
     MAX_BODY_BYTES,
     PROTOCOL,
@@ -62,8 +64,8 @@ class Doors(WithRuntime):
         self.runtime.at_exit(pool.stop)
         self.sink = MemoryAudit(time.time)
         metrics, health = self.runtime.metrics, HealthState()
-        audit = Auditor(self.sink, pool, clock=reactor, metrics=metrics, health=health)
-        hosted = hosted_federation(self.runtime, lambda app: OURS if app == "federation" else None, audit)
+        self.audit = Auditor(self.sink, pool, clock=reactor, metrics=metrics, health=health)
+        hosted = hosted_federation(self.runtime, lambda app: OURS if app == "federation" else None, self.audit)
         assert hosted is not None
         self.hosted: HostedFederation = hosted
         hosted.start()
@@ -99,6 +101,13 @@ class Doors(WithRuntime):
             zk=secrets.token_bytes(64),
         )
         return ZkHandshake(peer_onion=claimed, proof=proof)
+
+    def test_its_onion_asks_for_work_when_more_come_than_the_listener_takes(self) -> None:
+        """And no other app's does, for which nobody has asked."""
+        self.assertEqual(FEDERATION_POW, Pow(queue_rate=REQUESTS_PER_S, queue_burst=CONNECTIONS))
+        apps = {"wiki": [Port(onion_port=80, local="127.0.0.1:8080")], **self.hosted.apps()}
+        service = onion_runtime(self.runtime, self.runtime.config.current.onion, apps, self.audit)
+        self.assertEqual(service._pows, {FEDERATION_APP: FEDERATION_POW})
 
     async def test_challenge_and_list(self) -> None:
         challenge = await self.peer.call("GET", "/federate/challenge", Challenge)

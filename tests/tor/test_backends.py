@@ -169,6 +169,43 @@ class Arti(Programs):
             self.assertIn(words, gap(report, Capability.ONION_V3))
             self.assertIn("2.5.0", report.advice[0])
 
+    def arti(self, version: str, commands: str = "") -> BackendReport:
+        script = f"case $1 in --version) echo 'Arti {version}';; help) echo '{commands}';; esac"
+        return self.whole(detect_arti(self.program("arti", script)))
+
+    def test_what_each_arti_1_has_and_has_not(self) -> None:
+        """By its own manifests and change log: what came later is not said of one that is older."""
+        came = {
+            Capability.ONION_V3: ("1.1.9", "1.1.10"),
+            Capability.ADD_ONION_DETACHED: ("1.1.9", "1.1.10"),
+            Capability.AMNESIA: ("1.1.9", "1.1.10"),
+            Capability.CLIENT_AUTH: ("1.2.6", "1.2.7"),
+            Capability.INTRODUCTION_STATS: ("1.4.2", "1.4.3"),
+            Capability.ONION_POW: ("1.4.6", "1.5.0"),
+        }
+        for capability, (before, since) in came.items():
+            self.assertIn(f"since {since}", gap(self.arti(before), capability), capability)
+            self.assertNotIn("since", gap(self.arti(since), capability), capability)
+        for version in ("1.0.0", "1.1.13", "1.4.4", "1.9.0"):
+            report = self.arti(version, "hss")
+            self.assertEqual((report.available, report.version, report.capabilities), (True, version, frozenset()))
+        self.assertIn("restricted-discovery", gap(self.arti("1.2.7"), Capability.CLIENT_AUTH))
+        self.assertIn("hosts no onions; arti does since 1.1.10", gap(self.arti("1.0.1"), Capability.CLIENT_AUTH))
+
+    def test_an_arti_that_does_not_tell_whether_it_hosts_onions(self) -> None:
+        """The command `hss` came two releases after the feature."""
+        for version, commands, words in (
+            ("1.1.11", "proxy", "does not tell"),
+            ("1.1.12", "proxy", "this build hosts no onions"),
+            ("1.1.12", "proxy hss", "does not drive it"),
+            ("1.4.4", "proxy", "this build hosts no onions"),
+        ):
+            self.assertIn(words, gap(self.arti(version, commands), Capability.ONION_V3), version)
+
+    def test_versions_that_are_none(self) -> None:
+        for version in ("1", "1.4", "1.4.x", "1" * 5000 + ".0.0", "-1.0.0"):
+            self.assertFalse(self.arti(version).available, version[:20])
+
     def test_each_thing_asked_of_it_is_refused_with_the_reason(self) -> None:
         script = f"case $1 in --version) echo '{ARTI}';; esac"
         report = detect_arti(self.program("arti", script))

@@ -8,6 +8,9 @@ ron_node = ServiceMaker(
 ron_oniond = ServiceMaker(
     "RustyOnions onion runtime", "ron.nodes.oniond", "Onion services for apps on a private Tor network.", "ron-oniond"
 )
+ron_balance = ServiceMaker(
+    "RustyOnions balance node", "ron.nodes.balance", "One node of a cluster behind one onion address.", "ron-balance"
+)
 ron_tornet = ServiceMaker(
     "RustyOnions private Tor network", "ron.nodes.tornet", "A private Tor network on loopback.", "ron-tornet"
 )

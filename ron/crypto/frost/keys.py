@@ -15,6 +15,7 @@ from ron.crypto import group
 from ron.crypto.frost import shamir
 from ron.crypto.frost.errors import InvalidGroupError
 from ron.crypto.group import InvalidElementError
+from ron.crypto.secrets import SecretBuffer
 
 DIGEST_BYTES = 32
 _LABEL = b"ron-frost/1 group"
@@ -110,7 +111,7 @@ class KeyShare:
 
     def __init__(self, *, identifier: int, secret: bytes | bytearray, group: GroupKey) -> None:
         """Raises `InvalidGroupError` unless `secret` is the logarithm of that member's verification share."""
-        self._secret = bytearray(secret)
+        self._secret: bytearray | SecretBuffer = bytearray(secret)
         self.identifier = identifier
         self.group = group
         try:
@@ -124,9 +125,23 @@ class KeyShare:
     @property
     def secret(self) -> bytes:
         """The scalar, as a copy that nobody can wipe. Raises `InvalidGroupError` after `wipe`."""
-        if not self._secret:
+        if isinstance(self._secret, SecretBuffer) and not self._secret.closed:
+            with self._secret.open() as view:
+                return bytes(view)
+        if isinstance(self._secret, SecretBuffer) or not self._secret:
             raise InvalidGroupError("the share was wiped")
         return bytes(self._secret)
+
+    def lock(self, *, allow_unlocked: bool = False) -> KeyShare:
+        """Move the secret into locked memory; this very share. Raises `NotLockedError`: then it was wiped."""
+        if isinstance(self._secret, bytearray):
+            self._secret = SecretBuffer.taking(self._secret, allow_unlocked=allow_unlocked)
+        return self
+
+    @property
+    def locked(self) -> bool:
+        """Is the secret in memory that is never swapped out?"""
+        return isinstance(self._secret, SecretBuffer) and self._secret.locked
 
     def times(self, factor: bytes) -> KeyShare:
         """This member's share of `group.times(factor)`."""
@@ -135,6 +150,9 @@ class KeyShare:
 
     def wipe(self) -> None:
         """Overwrite the secret. Everything that needs it is refused from now on."""
+        if isinstance(self._secret, SecretBuffer):
+            self._secret.close()
+            return
         shamir.wipe(self._secret)
         self._secret.clear()
 

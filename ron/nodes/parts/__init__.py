@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from twisted.logger import Logger
 
 from ron.kernel.commands import Handlers
+from ron.kernel.config import value_at
 from ron.kernel.inprocess import ServiceUnit
 from ron.nodes.listeners import Listening
 from ron.nodes.runtime import Runtime
@@ -30,7 +31,8 @@ _log = Logger(namespace="ron.node")
 class PartSpec(NamedTuple):
     """Where a part's class is, what must be up before it, and whether the node is nothing without it.
 
-    in_node: it lives in the node's own process in either profile.
+    in_node: it lives in the node's own process in either profile. when: the key that has to be true for it to be there
+    at all; empty: always.
     """
 
     module: str
@@ -39,6 +41,7 @@ class PartSpec(NamedTuple):
     essential: bool = False
     start_s: float = 30.0
     in_node: bool = False
+    when: str = ""
 
 
 # What the edge of a Macronode listens on, for its gateways.
@@ -59,6 +62,14 @@ PARTS: dict[str, PartSpec] = {
         requires=("gateway", "mailbox", "tornet"),
         essential=True,
         start_s=150,
+    ),
+    "balance": PartSpec(
+        "ron.nodes.parts.balance",
+        "BalancePart",
+        requires=("tornet",),
+        start_s=120,
+        in_node=True,
+        when="balance.enabled",
     ),
     "hello": PartSpec("ron.nodes.parts.hello", "HelloPart", requires=("oniond",)),
 }
@@ -108,6 +119,11 @@ class Part:
     def tls(self, _listener: str) -> TlsConfig | None:
         """The certificate files of the listener that speaks TLS beside `_listener`, if there is one."""
         return None
+
+
+def wanted(config: NodeConfig) -> dict[str, PartSpec]:
+    """Those of PARTS that a node with `config` has, in their order."""
+    return {name: spec for name, spec in PARTS.items() if not spec.when or value_at(config, spec.when)}
 
 
 def preload() -> None:

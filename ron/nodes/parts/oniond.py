@@ -15,11 +15,11 @@ from ron.kernel.threads import BoundedPool
 from ron.nodes.parts import Host, Part
 from ron.nodes.parts.tornet import BusTorHost, show_stage
 from ron.nodes.runtime import Runtime
-from ron.proto.onions import Port
+from ron.proto.onions import Port, Pow
 from ron.services.gateway.config import Expose
 from ron.services.oniond import api
 from ron.services.oniond.audit import Auditor, FileAudit, MemoryAudit
-from ron.services.oniond.config import OnionConfig
+from ron.services.oniond.config import FEDERATION_APP, OnionConfig
 from ron.services.oniond.events import events_endpoint
 from ron.services.oniond.service import OniondService
 from ron.services.oniond.telemetry import Telemetry
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 GATEWAY_PORT, MAILBOX_PORT = 80, 9410
 CONTROL_SOCKET = "run/oniond.sock"
+# Strangers come to that onion before they have proved anything. Beyond what its listener takes, tor serves those first
+# who have worked for it, so that a flood does not keep peers out.
+FEDERATION_POW = Pow(queue_rate=50, queue_burst=512)
 
 
 def auditor(runtime: Runtime) -> Auditor:
@@ -60,7 +63,7 @@ def onion_runtime(
     )
     runtime.metrics.registry.register(service.scale_figures)
     for app, ports in apps.items():
-        service.add_app(app, ports)
+        service.add_app(app, ports, FEDERATION_POW if app == FEDERATION_APP else None)
     return service
 
 

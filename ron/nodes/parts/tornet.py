@@ -26,6 +26,9 @@ from ron.tor.watchdog import WatchedTor
 
 # Whose tor hosts the onions, and those of the two devices of the page's ping.
 ONION_ROLE = "onion"
+# A node of a RustBalance cluster has one tor for its head, and one for everything else: a flood of the one is not to
+# keep the other from publishing.
+BALANCE_ROLES = ("head", "outside")
 # Two networks are never mixed, not even in their files.
 FOLDERS = {"private": "tornet", "joined": "tornet-joined", "public": "tornet-public"}
 # A tor of its own for one onion is up in a few seconds; a slow machine is not to be told that it failed.
@@ -93,7 +96,8 @@ class TornetPart(Part):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        network = make_network(host.runtime, host.config.onion, self.clients)
+        more = BALANCE_ROLES if host.config.balance.enabled else ()
+        network = make_network(host.runtime, host.config.onion, (*self.clients, *more))
         self.service = NetworkService(network)
 
     async def ready(self) -> None:

@@ -97,12 +97,13 @@ class Mesh(Protocol):
 
 class ServiceRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A master address, in the book under `service/<name>`. group: in threshold mode the encoded `GroupKey` of its
-    present epoch. made_ms: when, Unix milliseconds."""
+    present epoch. epoch: how often its shares were made. made_ms: when, Unix milliseconds."""
 
     onion: str
     mode: Mode
     threshold: int = 0
     group: bytes = b""
+    epoch: int = 0
     made_ms: int = 0
 
 

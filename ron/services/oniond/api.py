@@ -25,7 +25,7 @@ from ron.proto.onions import (
     RotateRequest,
 )
 from ron.services.oniond.service import OniondService
-from ron.web import Call, Endpoint
+from ron.web import Call, Endpoint, Raw
 
 BODY_LIMIT_BYTES = 64 * 1024
 # Longer than anybody may ask to wait for an onion.
@@ -52,6 +52,8 @@ def endpoints(oniond: OniondService) -> list[Endpoint]:
             deadline_s=DEADLINE_S,
             writes=method == "POST" and scope != "export",
             waits=scope in _WAITING,
+            # asked again and again by whoever waits for an onion
+            hot=scope == "read",
         )
 
     return [
@@ -91,8 +93,8 @@ class _Api:
         call.require("app", body.app)
         return await self._oniond.create(body)
 
-    def list(self, call: Call) -> ListAnswer:
-        return ListAnswer(self._oniond.list(may(call)))
+    def list(self, call: Call) -> Raw:
+        return Raw(self._oniond.listed(may(call)), "application/json")
 
     def show(self, call: Call, onion_id: str) -> OnionView:
         return self._oniond.view(self._oniond.find(onion_id, may(call)))

@@ -205,12 +205,11 @@ class DrainAct(enum.StrEnum):
     """What whoever holds a `Drain` does next.
 
     UNLIST: publish the descriptor without this backend's introduction points; where the onion is its alone, DEL_ONION,
-    which closes those and leaves rendezvous circuits (seen on tor 0.4.9.11). RELIST: undo that. END: stop its tor.
+    which closes those and leaves rendezvous circuits (seen on tor 0.4.9.11). END: stop its tor.
     """
 
     NOTHING = "nothing"
     UNLIST = "unlist"
-    RELIST = "relist"
     END = "end"
 
 
@@ -230,7 +229,6 @@ class Course(Protocol):
     def unlisted(self) -> DrainAct: ...
     def emptied(self) -> DrainAct: ...
     def ran_out(self) -> DrainAct: ...
-    def recall(self) -> DrainAct: ...
 
 
 class Drain:
@@ -274,10 +272,6 @@ class Drain:
             return self._course.emptied()
         return DrainAct.NOTHING
 
-    def recall(self) -> DrainAct:
-        """It is wanted after all, and sooner back than a new one would be there."""
-        return self._course.recall()
-
 
 def _build_drain() -> Callable[[Drain], Course]:
     """The states of a drain; docs/observability.rst has the drawing, and a test compares the two."""
@@ -295,17 +289,13 @@ def _build_drain() -> Callable[[Drain], Course]:
     on(here.ACTIVE, Course.begin, here.DRAINING, DrainAct.UNLIST)
     on(here.DRAINING, Course.unlisted, here.WAITING, DrainAct.NOTHING)
     on(here.DRAINING, Course.ran_out, here.GONE, DrainAct.END)
-    on(here.DRAINING, Course.recall, here.ACTIVE, DrainAct.RELIST)
     on(here.WAITING, Course.emptied, here.GONE, DrainAct.END)
     on(here.WAITING, Course.ran_out, here.GONE, DrainAct.END)
-    on(here.WAITING, Course.recall, here.ACTIVE, DrainAct.RELIST)
     # said twice, or too late: nothing
     for state in (here.DRAINING, here.WAITING, here.GONE):
         on(state, Course.begin, state, DrainAct.NOTHING)
     for state in (here.ACTIVE, here.WAITING, here.GONE):
         on(state, Course.unlisted, state, DrainAct.NOTHING)
-    for state in (here.ACTIVE, here.GONE):
-        on(state, Course.recall, state, DrainAct.NOTHING)
     return builder.build()
 
 

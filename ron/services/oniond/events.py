@@ -16,9 +16,9 @@ import msgspec
 from ron.proto.errors import bad_request
 from ron.proto.onionevents import EVENTS_PATH, EVENTS_SCOPE, EventView
 from ron.services.oniond.api import may
+from ron.services.oniond.figures import OnionEvent
 from ron.services.oniond.model import Onion
 from ron.services.oniond.service import OniondService
-from ron.services.oniond.telemetry import OnionEvent
 from ron.web import Call, Endpoint
 from ron.web.websocket import Close, Query, Sockets, WebSocket, lagged_notice, websocket_endpoint
 

@@ -21,9 +21,10 @@ from ron.kernel.aio import within
 from ron.proto.errors import RonError
 from ron.proto.onions import Socks
 from ron.services.oniond.model import Onion, addresses
-from ron.services.oniond.publisher import Publisher, Standing, Wanted
+from ron.services.oniond.publisher import Publisher
 from ron.services.oniond.registry import Registry
 from ron.services.oniond.roles import HOST_ROLE, OWN_PREFIX, Placement, find_again, pool_number, role_of
+from ron.services.oniond.standings import Standing, Wanted
 from ron.services.oniond.store import OnionStore
 from ron.services.oniond.telemetry import EVENTS, Telemetry
 from ron.tor.attached import TorHost
@@ -57,7 +58,8 @@ class Tors(TorHost, Protocol):
 class Heed(Protocol):
     """Who is told that some onion stands otherwise than before."""
 
-    def standings_changed(self) -> None: ...
+    def looks_different(self, onion: Onion | None) -> None:
+        """Something of what a view of `onion` shows has changed; None: of any onion."""
 
     def stands(self, onion: Onion, ready: bool) -> None:
         """`onion` can be found at its present address, or not; said again and again."""
@@ -94,7 +96,10 @@ class Hosting:
         self._applied: dict[tuple[str, str], str] = {}
         self._watched: set[str] = set()
         self._served: dict[str, Onion] = {}
+        # by id: the onion as its tors were last told of it, and what of it each of them has
+        self._told: dict[str, tuple[Onion, dict[str, tuple[str, ...]]]] = {}
         self._started = False
+        telemetry.visited = self._visited
 
     async def start(self, applied: dict[tuple[str, str], str]) -> None:
         """Look for the tors. applied: what they were last seen to publish. Raises `RonError` without the common one."""
@@ -129,15 +134,14 @@ class Hosting:
 
     async def host(self, onion: Onion) -> None:
         """`onion` is new or has changed: its tor is there, and has what it is to have. Raises as `have` does."""
+        self._heed.stands(onion, self.standing(onion).ready)
         await self.have(self.role(onion))
-        for role in self.placement.roles(onion)[1:]:
-            self.want(role)
+        self.settle(onion.id)
 
     async def unhost(self, gone: Onion) -> None:
         """`gone` is no more: its services end, visitors are hung up on, a tor of its own ends too."""
         roles = self.placement.roles(gone)
-        for role in roles:
-            self.want(role)
+        self.settle(gone.id)
         await self.hang_up(gone)
         self.placement.forget(gone.id)
         for role in roles:
@@ -145,28 +149,49 @@ class Hosting:
                 await self.end(role)
 
     async def have(self, role: str) -> None:
-        """The tor `role` is there, and has what it is to have. Raises `RonError` when it is not to be had."""
+        """The tor `role` is there; a new one has what it is to have. Raises `RonError` when it is not to be had."""
         publisher = self.publisher(role)
-        if role not in self._sockets:
-            await self._tors.add(role)
-            if role not in self._sockets:  # nobody was quicker
-                self._sockets[role] = await self._tors.socks_port(role)
-                publisher.start()
+        if role in self._sockets:
+            return
+        await self._tors.add(role)
+        if role not in self._sockets:  # nobody was quicker
+            self._sockets[role] = await self._tors.socks_port(role)
+            publisher.start()
         self.want(role)
 
     def want(self, role: str) -> None:
         """What `role` is to have, from now on, is what the registry says."""
-        wanted: dict[str, Wanted] = {}
-        for onion in self._registry:
-            if self.role(onion) == role:
-                wanted.update(_services(onion))
-            leaving = self.placement.leaving(onion.id)
-            if leaving is not None and leaving.role == role:
-                # what has changed since is not served here as it was
-                same = {a: one for a, one in _services(onion).items() if leaving.services.get(a) == one.digest}
-                wanted.update({address: one._replace(listed=leaving.listed) for address, one in same.items()})
-        self._watch_over(wanted)
-        self.publisher(role).want(wanted)
+        there = {onion.id for onion in self._registry if self.role(onion) == role or role in self._left_behind(onion)}
+        told = {onion_id for onion_id, (_onion, roles) in self._told.items() if role in roles}
+        for onion_id in there | told:
+            self.settle(onion_id)
+
+    def settle(self, onion_id: str) -> None:
+        """What the tors are to have of this onion is what the registry says; nothing of any other is looked at."""
+        onion, before = self._registry.get(onion_id), self._told.pop(onion_id, None)
+        wanted = self._wishes(onion) if onion is not None else {}
+        self._know(before[0] if before is not None else None, onion)
+        if onion is not None:
+            self._told[onion_id] = onion, {role: tuple(services) for role, services in wanted.items()}
+        had = before[1] if before is not None else {}
+        for role in {*had, *wanted}:
+            services = wanted.get(role, {})
+            self.publisher(role).want(services, [address for address in had.get(role, ()) if address not in services])
+        if onion is not None:
+            self._heed.stands(onion, self.standing(onion).ready)
+        elif before is not None:
+            self._heed.stands(before[0], False)
+
+    def _wishes(self, onion: Onion) -> dict[str, dict[str, Wanted]]:
+        """By role: what that tor is to have of it."""
+        services = _services(onion)
+        wanted = {self.role(onion): services}
+        leaving = self.placement.leaving(onion.id)
+        if leaving is not None:
+            # what has changed since is not served here as it was
+            same = {a: one for a, one in services.items() if leaving.services.get(a) == one.digest}
+            wanted[leaving.role] = {address: one._replace(listed=leaving.listed) for address, one in same.items()}
+        return wanted
 
     async def move(self, onion: Onion, role: str) -> None:
         """`onion` is to be on `role`, which is there, and leaves the tor it is on: until `left` both have it."""
@@ -180,6 +205,7 @@ class Hosting:
     def left(self, onion_id: str, role: str) -> None:
         """`onion_id` is on `role` and nowhere else."""
         self.placement.put(onion_id, role)
+        self._heed.looks_different(self._registry.get(onion_id))
 
     async def end(self, role: str) -> None:
         """The tor `role` ends, and what it still has."""
@@ -187,7 +213,10 @@ class Hosting:
         self._sockets.pop(role, None)
         if publisher is not None:
             await publisher.stop()
+        for _onion, roles in self._told.values():
+            roles.pop(role, None)
         self._telemetry.tor_down(role)
+        self._heed.looks_different(None)
         await quietly(self._tors.remove(role))
 
     def publisher(self, role: str) -> Publisher:
@@ -235,11 +264,11 @@ class Hosting:
                 found[onion.id] += sum(there[role][address] for address in addresses(onion))
         return found
 
-    async def hang_up(self, onion: Onion) -> None:
-        """Close the circuits of whoever is still there, as far as there is a tor to tell."""
-        for role in self.placement.roles(onion):
+    async def hang_up(self, onion: Onion, roles: Sequence[str] | None = None) -> None:
+        """Close the circuits of whoever is still there, as far as there is a tor to tell. roles: all that have it."""
+        for role in self.placement.roles(onion) if roles is None else roles:
             for address in addresses(onion):
-                await quietly(self.publisher(role).hang_up(address))
+                await quietly(self.publisher(role).hang_up(address, partial(self._telemetry.visits, role, address)))
 
     async def effort(self, onion: Onion) -> int | None:
         """What it asks of its visitors at present; None when that is not to be known."""
@@ -280,10 +309,11 @@ class Hosting:
 
     def standing_changed(self, address: str) -> None:
         """Some onion stands otherwise."""
-        self._heed.standings_changed()
         onion = self._served.get(address)
-        if onion is not None and onion.address == address:
-            self._heed.stands(onion, self.standing(onion).ready)
+        if onion is not None:
+            self._heed.looks_different(onion)
+            if onion.address == address:
+                self._heed.stands(onion, self.standing(onion).ready)
 
     # Inside
 
@@ -321,23 +351,27 @@ class Hosting:
     def _load(self, role: str) -> int:
         return self.placement.numbers()[role] + self._telemetry.visitors(role).total()
 
-    def _watch_over(self, wanted: Iterable[str]) -> None:
+    def _visited(self, address: str) -> None:
+        onion = self._served.get(address)
+        if onion is not None:
+            self._heed.looks_different(onion)
+
+    def _know(self, before: Onion | None, now: Onion | None) -> None:
         """Count for every address that is served, and no more for those that are no longer known."""
-        there = {address: onion for onion in self._registry for address in addresses(onion)}
-        self._tell_of_the_gone(there)
+        known = addresses(now) if now is not None else ()
+        gone = set(addresses(before)).difference(known) if before is not None else set()
+        for address in gone:
+            self._served.pop(address, None)
+        self._forget(gone & self._watched)
+        if now is None:
+            return
+        self._served.update(dict.fromkeys(known, now))
         # what is there at the start was asked for long ago
         began_s = self._reactor.seconds() if self._started else None
-        for address in (set(wanted) & there.keys()) - self._watched:
-            self._telemetry.watch(address, there[address].app, began_s=began_s)
-            self._watched.add(address)
-        self._forget(self._watched - there.keys())
-
-    def _tell_of_the_gone(self, there: dict[str, Onion]) -> None:
-        before, self._served = self._served, there
-        left = {onion.id for onion in there.values()}
-        for onion in before.values():
-            if onion.id not in left:
-                self._heed.stands(onion, False)
+        for address in known if now.state == "active" else ():
+            if address not in self._watched:
+                self._telemetry.watch(address, now.app, began_s=began_s)
+                self._watched.add(address)
 
     def _forget(self, gone: Iterable[str]) -> None:
         for address in list(gone):

@@ -160,6 +160,17 @@ def end_grace(onion: Onion, now_s: float) -> Onion:
     return msgspec.structs.replace(onion, previous=None)
 
 
+def put_off(onion: Onion, by_s: float) -> Onion:
+    """What ends at a time ends so much later: the host's clock was set by so much, and nothing is nearer its end."""
+    if onion.previous is not None:
+        onion = msgspec.structs.replace(
+            onion, previous=msgspec.structs.replace(onion.previous, until_s=onion.previous.until_s + by_s)
+        )
+    if onion.state == "draining":
+        onion = msgspec.structs.replace(onion, drain_until_s=onion.drain_until_s + by_s)
+    return onion
+
+
 def drain(onion: Onion, *, now_s: float, deadline_s: float) -> Onion:
     """No new visitors. Raises Conflict for one that is being drained or is drained."""
     if onion.state != "active":

@@ -1,7 +1,8 @@
 """The control API as an OpenAPI 3.1 document, made from the routes and structs themselves.
 
-In: `api.endpoints`, `api.ANSWERS`, the structs' own schemas. Out: docs/openapi/oniond.json, written by
-`python -m ron.services.oniond.openapi docs/openapi/oniond.json`; a test compares it with what is served.
+In: the routes of the control API and of federation, what they answer, the structs' own schemas. Out:
+docs/openapi/oniond.json, written by `python -m ron.services.oniond.openapi docs/openapi/oniond.json`; tests compare it
+with what is served.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ import ron
 from ron.proto.errors import ErrorCode, ErrorEnvelope
 from ron.proto.onionevents import EVENTS_PATH, EVENTS_SCOPE, EventView, Lagged
 from ron.services.oniond import api
+from ron.services.oniond.federation import routes as federation
 from ron.services.oniond.service import OniondService
 from ron.web import Endpoint
 
@@ -41,12 +43,26 @@ REFUSALS = {
 }
 _ALWAYS = (400, 401, 403, 413, 429, 500, 503, 504)
 _EVENTS_ROUTE = ("GET", EVENTS_PATH)
+# On the federation onion nobody shows a capability: who may is what the handshake finds out.
+_STRANGERS_ALWAYS = tuple(status for status in _ALWAYS if status != 401)
+_STRANGERS = {
+    403: "Refused. Why is told to nobody outside: it is in the audit log of the node.",
+    503: "Federation is not ready yet, or is busy; come back after Retry-After seconds.",
+}
+_OPERATORS = {
+    404: "Federation is not enabled here.",
+    409: "The peer refused, or policy and keys do not fit; the hint says which.",
+    504: "The peer did not answer, or did not call back.",
+}
+_PEERS_SERVER = [
+    {"url": "http://federation.onion", "description": "The federation onion, port 80; nothing else is there"}
+]
+ANSWERS = {**api.ANSWERS, **federation.ANSWERS}
 
 
 def document() -> dict[str, Any]:
     """The whole of it. Raises KeyError for a route whose answer `api.ANSWERS` does not name."""
-    # its handlers are looked at and never called
-    routes = api.endpoints(cast(OniondService, None))
+    routes = _routes()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -57,7 +73,8 @@ def document() -> dict[str, Any]:
                 "Onions of the apps on one host. Over the Unix socket run/oniond.sock of the home, and over the admin "
                 "listener where there is one. A capability with a caveat on an app sees and touches that app's onions "
                 "alone; all others are, to it, not there. Calls that change something are repeated safely under the "
-                "same op_id."
+                "same op_id. Where federation is enabled, `/v1/federation` is the operator's part of it, and "
+                "`/federate/` is what peers call on an onion of its own (docs/federation.rst)."
             ),
         },
         "servers": [{"url": "http://localhost", "description": "curl --unix-socket $RON_HOME/run/oniond.sock"}],
@@ -77,6 +94,16 @@ def document() -> dict[str, Any]:
     }
 
 
+def _routes() -> list[Endpoint]:
+    """All of them; their handlers are looked at and never called."""
+    desk = cast(federation.Desk, None)
+    return [
+        *api.endpoints(cast(OniondService, None)),
+        *federation.operator_endpoints(desk),
+        *federation.peer_endpoints(desk),
+    ]
+
+
 def _paths(routes: Iterable[Endpoint]) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for route in routes:
@@ -92,16 +119,18 @@ def _template(path: str) -> str:
 
 def _operation(route: Endpoint) -> dict[str, Any]:
     names = re.findall(r"<([a-z_]+)>", route.path)
-    statuses = {*_ALWAYS, *([404] if names or route.body else []), *([409, 415] if route.body else [])}
     operation: dict[str, Any] = {
         "operationId": _name(route),
         "summary": _summary(route),
-        "x-scope": route.scope,
         "responses": {
-            "200": _content("Done; what is there now.", api.ANSWERS[route.method, route.path]),
-            **{str(status): _refusal(status) for status in sorted(statuses)},
+            "200": _content("Done; what is there now.", ANSWERS[route.method, route.path]),
+            **_refusals(route, may_miss=bool(names)),
         },
     }
+    if route.scope is None:
+        operation |= {"security": [], "servers": _PEERS_SERVER}
+    else:
+        operation["x-scope"] = route.scope
     if names:
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
@@ -110,6 +139,18 @@ def _operation(route: Endpoint) -> dict[str, Any]:
         content = {_JSON: {"schema": _ref(route.body)}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _refusals(route: Endpoint, *, may_miss: bool) -> dict[str, Any]:
+    """By status. may_miss: its path names something that may not be there."""
+    if route.scope is None:
+        statuses, words = {*_STRANGERS_ALWAYS, *([415] if route.body else [])}, _STRANGERS
+    elif (route.method, route.path) in federation.ANSWERS:
+        statuses, words = {*_ALWAYS, 404, *([409, 415] if route.body else [])}, _OPERATORS
+    else:
+        missing = [404] if may_miss or route.body else []
+        statuses, words = {*_ALWAYS, *missing, *([409, 415] if route.body else [])}, {}
+    return {str(status): _refusal(status, words) for status in sorted(statuses)}
 
 
 def _events() -> dict[str, Any]:
@@ -129,7 +170,7 @@ def _events() -> dict[str, Any]:
         ],
         "responses": {
             "101": {"description": "The connection is a WebSocket now."},
-            **{str(status): _refusal(status) for status in statuses},
+            **{str(status): _refusal(status, {}) for status in statuses},
         },
     }
 
@@ -141,7 +182,9 @@ def _name(route: Endpoint) -> str:
 def _summary(route: Endpoint) -> str:
     """What the service says of the call that the route is for."""
     name = _name(route)
-    call = getattr(OniondService, {"show": "view"}.get(name, name), route.handler)
+    call = route.handler
+    if not call.__doc__:
+        call = getattr(OniondService, {"show": "view"}.get(name, name), call)
     return (call.__doc__ or name).strip().splitlines()[0]
 
 
@@ -149,8 +192,8 @@ def _content(description: str, answer: type) -> dict[str, Any]:
     return {"description": description, "content": {_JSON: {"schema": _ref(answer)}}}
 
 
-def _refusal(status: int) -> dict[str, Any]:
-    return _content(REFUSALS[status], ErrorEnvelope)
+def _refusal(status: int, words: Mapping[int, str]) -> dict[str, Any]:
+    return _content(words.get(status, REFUSALS[status]), ErrorEnvelope)
 
 
 def _ref(struct: type) -> dict[str, str]:
@@ -159,7 +202,7 @@ def _ref(struct: type) -> dict[str, str]:
 
 def _components(routes: Iterable[Endpoint]) -> dict[str, Any]:
     structs = {route.body for route in routes if route.body is not None}
-    structs |= {*api.ANSWERS.values(), ErrorEnvelope, EventView, Lagged}
+    structs |= {*ANSWERS.values(), ErrorEnvelope, EventView, Lagged}
     ordered = sorted(structs, key=lambda struct: struct.__name__)
     _refs, components = msgspec.json.schema_components(ordered, ref_template=_SCHEMAS)
     components["ErrorBody"]["properties"]["code"]["enum"] = [code.value for code in ErrorCode]

@@ -6,10 +6,11 @@ not. What the tor has and nobody wants goes, what it has as wanted stays untouch
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
+from twisted.internet.defer import TimeoutError as DeadlineError
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -19,43 +20,19 @@ from ron.kernel.aio import within
 from ron.kernel.backoff import Backoff
 from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.services.oniond.introductions import Introductions
+from ron.services.oniond.standings import GONE, LOST, MOVED, Standing, Standings, Wanted
 from ron.tor import circuits
 from ron.tor.attached import AttachedTor, TorHost
-from ron.tor.control import TorSilent
-from ron.tor.onions import OnionSpec, TorOnions
+from ron.tor.control import TorSilent, ask
+from ron.tor.onions import TorOnions
 from ron.tor.unlisted import mute, unlist
 
 AT_ONCE = 16
 WITHDRAW_TIMEOUT_S = 5.0
 RETRY_S = 1.0
-GONE = "the tor that hosts it is gone and will be started again"
-LOST = "it lost its introduction points and is published anew"
-MOVED = "another tor has it now"
-PUBLISHING = "its descriptor is not published yet"
 _log = Logger(namespace="ron.oniond")
 
 Remember = Callable[[str, str | None], Awaitable[None]]
-
-
-class Wanted(NamedTuple):
-    """A service to be had. kept: what was published may be written down, for whoever comes after us.
-
-    listed: new visitors are to come; one that is not serves those who are there, if it has been published at all.
-    """
-
-    spec: OnionSpec
-    digest: str
-    kept: bool
-    listed: bool = True
-
-
-class Standing(NamedTuple):
-    """How a service stands. reason: why it is not ready."""
-
-    ready: bool
-    reason: str | None = PUBLISHING
-    uploads: int = 0
-    bringup_ms: float | None = None
 
 
 class Watch(Protocol):
@@ -95,7 +72,9 @@ class Publisher:
         self._remember = remember
         self._watch = watch
         self._wanted: dict[str, Wanted] = {}
-        self._standing: dict[str, Standing] = {}
+        # addresses whose state may not be as wanted
+        self._dirty: set[str] = set()
+        self._standings = Standings(watch.standing_changed)
         self._have: dict[str, str] = {}
         self._unlisted: set[str] = set()
         self._muted = False
@@ -106,7 +85,7 @@ class Publisher:
         self._useless: RonError | None = None
         self._gate = DeferredSemaphore(AT_ONCE)
         self._wake: Deferred[None] = Deferred()
-        self._waiting: dict[str, list[Deferred[None]]] = {}
+        self._leaving: dict[str, list[Deferred[None]]] = {}
         self._introductions = Introductions()
         self._onions: TorOnions | None = None
         self.tor = AttachedTor(reactor, name=role, host=host, on_up=self._tor_up, on_down=self._tor_down)
@@ -130,18 +109,21 @@ class Publisher:
         self._end_tasks()
         self.tor.stop()
 
-    def want(self, wanted: Mapping[str, Wanted]) -> None:
-        """These from now on, and no others."""
-        self._wanted = dict(wanted)
-        for address in set(self._standing) - set(wanted):
-            self._standing.pop(address)
-            self._end_retry(address)
-            self._backoff.pop(address, None)
-            self._tell(address)
+    def want(self, wanted: Mapping[str, Wanted], gone: Iterable[str] = ()) -> None:
+        """These from now on, and those of `gone` no more; what else is wanted stays so."""
+        for address in gone:
+            if self._wanted.pop(address, None) is not None:
+                self._end_retry(address)
+                self._backoff.pop(address, None)
+                self._poke(address)
+                self._standings.forget(address)
         for address, service in wanted.items():
-            if address not in self._standing or self._have.get(address, service.digest) != service.digest:
-                self._stand(address, Standing(False))
-        self._poke()
+            if self._wanted.get(address) == service:
+                continue
+            self._wanted[address] = service
+            if address not in self._standings or self._have.get(address, service.digest) != service.digest:
+                self._standings.put(address, Standing(False))
+            self._poke(address)
 
     async def mute(self, *, muted: bool) -> None:
         """While it is muted this tor uploads no descriptor: what is to be published here waits, and what another tor
@@ -152,7 +134,7 @@ class Publisher:
         self._muted = muted
         if control is not None:
             await mute(self._reactor, control, muted=muted)
-        self._poke()
+        self._poke(*self._wanted)
 
     async def expect(self, address: str) -> None:
         """`address` is about to come here from another tor: written down, so that whoever comes after us knows."""
@@ -176,39 +158,50 @@ class Publisher:
         """Publish `address` anew: some other tor may have uploaded its own descriptor since."""
         if address in self._have:
             self._have[address] = ""
-            self._poke()
+            self._poke(address)
 
     def standing(self, address: str) -> Standing:
         """How it stands."""
-        return self._standing.get(address, Standing(False))
+        return self._standings[address]
 
     def introducible(self, points: Mapping[str, int]) -> None:
         """points: working introduction points by address, as they are now. What has lost them is published anew."""
-        ready = [address for address, standing in self._standing.items() if standing.ready]
-        for address in self._introductions.lost(points, ready, self._wanted, self._reactor.seconds()):
+        for address in self._introductions.lost(points, self._standings.ready(), self._wanted, self._reactor.seconds()):
             _log.warn("an onion lost its introduction points", event="onion_lost", tor=self.role)
-            self._stand(address, Standing(False, LOST))
+            self._standings.put(address, Standing(False, LOST))
             self._have[address] = ""
-            self._poke()
+            self._poke(address)
 
     async def ready(self, address: str) -> None:
         """Return when clients can find `address`. For as long as it takes: whoever waits gives up by itself."""
-        while not self.standing(address).ready:
-            waiter: Deferred[None] = Deferred()
-            self._waiting.setdefault(address, []).append(waiter)
-            try:
-                await waiter
-            finally:
-                waiting = self._waiting.get(address, [])
-                if waiter in waiting:
-                    waiting.remove(waiter)
+        await self._standings.until_ready(address)
 
-    async def hang_up(self, address: str) -> None:
-        """Close the circuits of whoever is still there. Raises what the control port does."""
+    async def hang_up(self, address: str, known: Callable[[], Sequence[str] | None]) -> None:
+        """Close the circuits of whoever is still there, once nobody new comes. Raises what the control port does.
+
+        known: their numbers, as far as they are known; else tor is asked, which then lists every circuit it has.
+        """
+        await self._withdrawn(address)
         control = self.tor.control
-        if control is not None:
-            for circuit in (await circuits.visitors(self._reactor, control)).get(address, []):
-                await circuits.close(self._reactor, control, circuit)
+        if control is None:
+            return
+        await ask(self._reactor, control, "version")  # what came before the end has been told when this is answered
+        numbers = known()
+        if numbers is None:
+            numbers = (await circuits.visitors(self._reactor, control)).get(address, [])
+        for circuit in numbers:
+            await circuits.close(self._reactor, control, circuit)
+
+    async def _withdrawn(self, address: str) -> None:
+        """Return when tor has `address` no more, or takes too long about it."""
+        if address in self._wanted or not (address in self._have or address in self._tasks):
+            return
+        gone: Deferred[None] = Deferred()
+        self._leaving.setdefault(address, []).append(gone)
+        try:
+            await within(self._reactor, WITHDRAW_TIMEOUT_S, gone)
+        except DeadlineError:
+            _log.warn("tor was slow to take an onion down", event="onion_left", tor=self.role)
 
     # With a tor
 
@@ -226,7 +219,8 @@ class Publisher:
         self._have.update(dict.fromkeys(there - set(self._have), ""))
         for address, service in self._wanted.items():
             if self._have.get(address) == service.digest:
-                self._stand(address, Standing(True, None))
+                self._standings.put(address, Standing(True, None))
+        self._dirty = {*self._wanted, *self._have}
         while True:
             self._wake = Deferred()
             try:
@@ -246,37 +240,55 @@ class Publisher:
         self._end_tasks()
         self._have.clear()
         self._unlisted.clear()
-        for address in self._standing:
-            self._stand(address, Standing(False, GONE))
+        for address in list(self._leaving):
+            self._let_wait_no_more(address)
+        for address in self._standings:
+            self._standings.put(address, Standing(False, GONE))
 
     async def _reconcile(self, onions: TorOnions) -> None:
-        for address, (digest, task) in list(self._tasks.items()):
-            if self._digest(address) != digest:
-                task.cancel()
-                self._tasks.pop(address, None)
-                await self._withdraw(onions, address)
-        for address, digest in list(self._have.items()):
+        """What may not be as wanted becomes so, or is begun."""
+        dirty, self._dirty = self._dirty, set()
+        try:
+            for address in dirty:
+                await self._take_down(onions, address)
+            await self._unlist(dirty)
+        except BaseException:
+            self._dirty |= dirty
+            raise
+        for address in dirty:
             service = self._wanted.get(address)
-            if service is not None and not service.listed and digest == service.digest:
-                continue
-            if self._digest(address) != digest or address in self._unlisted:
-                if service is not None and service.listed and self._muted:
-                    continue  # it could not be published again
-                await self._withdraw(onions, address)
-        await self._unlist()
-        for address, service in self._wanted.items():
             idle = address not in self._have and address not in self._tasks and address not in self._retries
-            wished = service.listed and not self._muted
-            if idle and wished and self._refused.get(address) != service.digest:
+            wished = service is not None and service.listed and not self._muted
+            if service is not None and wished and idle and self._refused.get(address) != service.digest:
                 self._begin(onions, address, service)
 
-    async def _unlist(self) -> None:
-        leaving = {a: one for a, one in self._wanted.items() if not one.listed and self._have.get(a) == one.digest}
-        leaving = {address: one for address, one in leaving.items() if address not in self._unlisted}
+    async def _take_down(self, onions: TorOnions, address: str) -> None:
+        """What is under way at `address`, or there, and not wanted so."""
+        digest, task = self._tasks.get(address, (None, None))
+        if task is not None and self._digest(address) != digest:
+            task.cancel()
+            self._tasks.pop(address, None)
+            await self._withdraw(onions, address)
+        there, service = self._have.get(address), self._wanted.get(address)
+        if there is None or (service is not None and not service.listed and there == service.digest):
+            return
+        if self._digest(address) != there or address in self._unlisted:
+            if service is not None and service.listed and self._muted:
+                return  # it could not be published again
+            await self._withdraw(onions, address)
+
+    async def _unlist(self, dirty: Iterable[str]) -> None:
+        leaving = {}
+        for address in dirty:
+            service = self._wanted.get(address)
+            if service is None or service.listed or address in self._unlisted:
+                continue
+            if self._have.get(address) == service.digest:
+                leaving[address] = service
         if not leaving:
             return
         for address in leaving:
-            self._stand(address, Standing(False, MOVED))
+            self._standings.put(address, Standing(False, MOVED))
             if self._remembered.pop(address, None) is not None:
                 await self._note(address, None)  # to whoever comes after us it is a stray
         port = await self._host.control_port(self.role)
@@ -284,23 +296,25 @@ class Publisher:
         self._unlisted.update(leaving)
 
     def _begin(self, onions: TorOnions, address: str, service: Wanted) -> None:
-        self._stand(address, Standing(False))
-        task: Deferred[None] = self._gate.run(
-            lambda: Deferred.fromCoroutine(self._publish(onions, address, service)),
+        self._standings.put(address, Standing(False))
+        # at its first directory it is no more among those that crowd each other out of circuits: the next one may come
+        announced = self._gate.run(lambda: Deferred.fromCoroutine(onions.announce(service.spec)))
+        task: Deferred[None] = announced.addCallback(
+            lambda bringup_ms: Deferred.fromCoroutine(self._announced(onions, address, service, bringup_ms))
         )
         self._tasks[address] = (service.digest, task)
         task.addErrback(self._failed, address, service)
 
-    async def _publish(self, onions: TorOnions, address: str, service: Wanted) -> None:
-        uploads = await onions.publish(service.spec)
+    async def _announced(self, onions: TorOnions, address: str, service: Wanted, bringup_ms: float) -> None:
+        uploads = await onions.settled(address)
         if service.kept:
             self._remembered[address] = service.digest
             await self._note(address, service.digest)
         self._tasks.pop(address, None)
         self._backoff.pop(address, None)
         self._have[address] = service.digest
-        self._stand(address, Standing(True, None, uploads.confirmed, uploads.bringup_ms))
-        self._poke()
+        self._standings.put(address, Standing(True, None, uploads, bringup_ms))
+        self._poke(address)
 
     def _failed(self, failure: Any, address: str, service: Wanted) -> None:
         if failure.check(CancelledError):
@@ -311,7 +325,7 @@ class Publisher:
             _log.failure("publishing an onion", failure, event="onion_failed")
             error = RonError(ErrorCode.INTERNAL, "it could not be published; the log says why")
         _log.error("an onion is not published: {reason}", event="onion_failed", reason=error.message)
-        self._stand(address, Standing(False, error.message))
+        self._standings.put(address, Standing(False, error.message))
         if not error.retryable:
             self._refused[address] = service.digest
         elif error.code is ErrorCode.TIMEOUT and not self._have:
@@ -320,11 +334,11 @@ class Publisher:
             delay_s = self._backoff.setdefault(address, Backoff(base_s=1.0)).next_delay_s()
             self._retries[address] = self._reactor.callLater(delay_s, self._retry, address)
         self._have[address] = ""  # tor may have it: taken down before anything else
-        self._poke()
+        self._poke(address)
 
     def _retry(self, address: str) -> None:
         self._retries.pop(address, None)
-        self._poke()
+        self._poke(address)
 
     async def _withdraw(self, onions: TorOnions, address: str) -> None:
         if self._remembered.pop(address, None) is not None:
@@ -332,6 +346,7 @@ class Publisher:
         await onions.withdraw(address)
         self._have.pop(address, None)
         self._unlisted.discard(address)
+        self._let_wait_no_more(address)
 
     async def _note(self, address: str, digest: str | None) -> None:
         """Write it down. What cannot be written (the disk is full) costs whoever comes after us a new publication."""
@@ -351,20 +366,15 @@ class Publisher:
         service = self._wanted.get(address)
         return service.digest if service is not None else None
 
-    def _stand(self, address: str, standing: Standing) -> None:
-        if self._standing.get(address) != standing:
-            self._standing[address] = standing
-            self._tell(address)
-
-    def _tell(self, address: str) -> None:
-        self._watch.standing_changed(address)
-        if self.standing(address).ready:
-            for waiter in self._waiting.pop(address, []):
-                waiter.callback(None)
-
-    def _poke(self) -> None:
+    def _poke(self, *addresses: str) -> None:
+        self._dirty.update(addresses)
         if not self._wake.called:
             self._wake.callback(None)
+
+    def _let_wait_no_more(self, address: str) -> None:
+        for waiter in self._leaving.pop(address, ()):
+            if not waiter.called:
+                waiter.callback(None)
 
     def _end_retry(self, address: str) -> None:
         retry = self._retries.pop(address, None)

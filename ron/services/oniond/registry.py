@@ -43,13 +43,22 @@ def asked(app: str, kind: str, onion_id: str, body: Any) -> Asked:
 
 
 class Registry:
-    """The onions, by id. `load` first."""
+    """The onions, by id. `load` first. changed: told of each that is new, gone, or otherwise than before."""
 
-    def __init__(self, store: OnionStore, *, now: Callable[[], float], max_onions: int, max_per_app: int) -> None:
+    def __init__(
+        self,
+        store: OnionStore,
+        *,
+        now: Callable[[], float],
+        max_onions: int,
+        max_per_app: int,
+        changed: Callable[[Onion], None] = lambda onion: None,
+    ) -> None:
         self.max_onions = max_onions
         self.max_per_app = max_per_app
         self._store = store
         self._now = now
+        self._changed = changed
         self._onions: dict[str, Onion] = {}
         self._acts: dict[tuple[str, str], Act] = {}
         self._acts_of: dict[str, deque[Act]] = defaultdict(deque)
@@ -90,6 +99,7 @@ class Registry:
                 await self._store.put(onion, noted)
             self._onions[onion.id] = onion
             self._remember(noted)
+            self._changed(onion)
             return onion, True
 
     async def change(self, onion_id: str, act: Asked | None, rule: Callable[[Onion], Onion]) -> Onion:
@@ -107,6 +117,7 @@ class Registry:
                 await self._store.put(after, noted)
             self._onions[onion_id] = after
             self._remember(noted)
+            self._changed(after)
             return after
 
     def has_acted(self, onion_id: str, op_id: str, may: str | None) -> bool:
@@ -131,6 +142,7 @@ class Registry:
                 await self._store.delete(onion, noted)
             del self._onions[onion_id]
             self._remember(noted)
+            self._changed(onion)
             return onion
 
     async def forget_old_acts(self) -> None:

@@ -229,8 +229,8 @@ class Scaling:
         self._hosting.want(source)
         for move in moves:
             onion = self._find(move.onion)
-            for spec in onion.specs() if onion is not None else ():
-                await quietly(self._hosting.publisher(source).hang_up(spec.address))
+            if onion is not None:
+                await self._hosting.hang_up(onion, [source])
 
     async def _shrink(self) -> None:
         """The last tor of the pool goes, when its visitors have gone."""

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeadlineError
@@ -30,6 +31,7 @@ from ron.proto.onions import (
     ExportRequest,
     OnionView,
     Port,
+    Pow,
     RemoveClientRequest,
     RotateRequest,
 )
@@ -39,20 +41,20 @@ from ron.services.oniond.autoscale import from_section, guards
 from ron.services.oniond.config import OnionConfig
 from ron.services.oniond.hosting import Hosting, Tors
 from ron.services.oniond.model import Onion
+from ron.services.oniond.readiness import OnionReadiness
 from ron.services.oniond.registry import Asked, Registry, asked, unknown
 from ron.services.oniond.scaling import ScaleFigures, ScaleView, Scaling
 from ron.services.oniond.store import DATABASE, OnionStore, legacy_key
 from ron.services.oniond.storehealth import StoreHealth
 from ron.services.oniond.telemetry import Telemetry
 from ron.services.oniond.upkeep import Upkeep
-from ron.services.oniond.views import OnionStatus, status_of, view_of, views_of
+from ron.services.oniond.views import Listing, OnionStatus, status_of, view_of, views_of
 from ron.tor.backends import BackendReport, Capability, require
 from ron.tor.fleet import Stage
 from ron.tor.onionkeys import new_key
 
 # Every onion of the config is published within this time, or the start has failed.
 BRING_UP_S = 120.0
-HEALTH_KEY = "onions"
 _NOBODYS = "0" * 36
 _log = Logger(namespace="ron.oniond")
 
@@ -69,7 +71,8 @@ class OniondService(Service):
     """The onions of this host.
 
     directory: where the store is, None for memory only. audit: told before a key leaves. backend: what tor can do here,
-    None for everything. now: Unix seconds.
+    None for everything. now: Unix seconds. even: seconds of a clock that nobody sets, the reactor's unless
+    given.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class OniondService(Service):
         backend: BackendReport | None = None,
         progress: Callable[[Stage], None] = lambda stage: None,
         now: Callable[[], float] = time.time,
+        even: Callable[[], float] | None = None,
         wishes: Callable[[], OnionConfig] | None = None,
     ) -> None:
         self.telemetry = telemetry
@@ -101,16 +105,20 @@ class OniondService(Service):
         self._backend = backend
         self._progress = progress
         self._now = now
+        self._even = even or reactor.seconds
         self._apps: dict[str, tuple[Port, ...]] = {}
+        self._pows: dict[str, Pow] = {}
         self._ids: dict[str, str] = {}
         self._loading: Deferred[None] = Deferred()
         self._make()
 
     # Life
 
-    def add_app(self, app: str, ports: Sequence[Port]) -> None:
-        """The config's own onion of `app`, from the next start on."""
+    def add_app(self, app: str, ports: Sequence[Port], pow: Pow | None = None) -> None:
+        """The config's own onion of `app`, from the next start on. pow: for where this host's tor can do it."""
         self._apps[app] = tuple(ports)
+        if pow is not None and (self._backend is None or Capability.ONION_POW in self._backend.capabilities):
+            self._pows[app] = pow
         self._health.missing(f"onion.{app}", "its descriptor is not published yet")
 
     def startService(self) -> None:
@@ -148,7 +156,11 @@ class OniondService(Service):
         self._store = OnionStore(path, reactor=self._reactor, observe=lambda report: self._store_health.observe(report))
         self._store_health = StoreHealth(self._health, self._store.probe)
         self._registry = Registry(
-            self._store, now=self._now, max_onions=self._config.max_onions, max_per_app=self._config.max_per_app
+            self._store,
+            now=self._now,
+            max_onions=self._config.max_onions,
+            max_per_app=self._config.max_per_app,
+            changed=self.looks_different,
         )
         self._hosting = Hosting(
             self._reactor,
@@ -159,6 +171,8 @@ class OniondService(Service):
             heed=self,
             guards=lambda onion: guards(self._wishes().relay_labels, onion.hints.regions),
         )
+        self._readiness = OnionReadiness(self._health, self._registry, own=self._ids, standing=self._hosting.standing)
+        self._listing = Listing(self._registry, self._hosting)
         self._scaling = Scaling(
             self._reactor,
             self._hosting,
@@ -175,6 +189,7 @@ class OniondService(Service):
             store=self._store_health,
             telemetry=self.telemetry,
             now=self._now,
+            even=self._even,
         )
 
     async def _load(self) -> None:
@@ -182,6 +197,8 @@ class OniondService(Service):
         applied = await self._registry.load()
         await self._declare()
         await self._hosting.start(applied)
+        self.looks_different(None)
+        self._readiness.tell()
         self._scaling.start()
         self._upkeep.start()
 
@@ -196,17 +213,17 @@ class OniondService(Service):
         """What the config names is there as it says; what it names no more rests, key and all."""
         there = {onion.app: onion for onion in self._registry if onion.origin == "config"}
         for app, ports in self._apps.items():
-            known = there.pop(app, None)
+            known, pow_ = there.pop(app, None), self._pows.get(app)
             onion = await self._declared(app, ports) if known is None else known
-            if onion.ports != ports or onion.state != "active":
-                onion = await self._registry.change(onion.id, None, partial(_rebound, ports))
+            if (onion.ports, onion.pow, onion.state) != (ports, pow_, "active"):
+                onion = await self._registry.change(onion.id, None, partial(_rebound, ports, pow_))
             self._ids[app] = onion.id
         for onion in there.values():
             await self._registry.change(onion.id, None, model.drained)
 
     async def _declared(self, app: str, ports: tuple[Port, ...]) -> Onion:
         key = legacy_key(self._directory, app) if self._directory else None
-        request = CreateRequest(op_id=_NOBODYS, app=app, ports=ports)
+        request = CreateRequest(op_id=_NOBODYS, app=app, ports=ports, pow=self._pows.get(app))
         onion, _new = await self._registry.create(
             None,
             lambda: model.create(
@@ -262,6 +279,7 @@ class OniondService(Service):
             return model.rotate(onion, key, now_s=self._now(), grace_s=request.grace_s)
 
         before = self.find(onion_id, may)
+        await self._upkeep.follow_the_clock()
         view = await self._change(onion_id, act, rule, request.wait_s)
         if view.onion == model.address_of_blob(key.blob):
             await self._audit.record(
@@ -276,6 +294,7 @@ class OniondService(Service):
         def rule(onion: Onion) -> Onion:
             return model.drain(onion, now_s=self._now(), deadline_s=request.deadline_s)
 
+        await self._upkeep.follow_the_clock()
         return await self._change(onion_id, act, rule)
 
     async def add_client(self, onion_id: str, request: AddClientRequest, may: str | None = None) -> OnionView:
@@ -321,30 +340,23 @@ class OniondService(Service):
         """All, or those of one app; the oldest first."""
         return views_of((onion for onion in self._registry if may is None or onion.app == may), self._hosting)
 
+    def listed(self, may: str | None = None) -> bytes:
+        """The same as JSON, the body of a `ListAnswer`."""
+        return self._listing.answer(may)
+
     def view(self, onion: Onion) -> OnionView:
         """As its owner sees it, with the app's own way out."""
         return view_of(onion, self._hosting)
 
     # For the hosting
 
-    def standings_changed(self) -> None:
-        """Readiness: by name for the config's own, by no name at all for the others."""
-        for app, onion_id in self._ids.items():
-            onion = self._registry.get(onion_id)
-            standing = self._hosting.standing(onion) if onion is not None else None
-            if standing is None or standing.ready:
-                self._health.ok(f"onion.{app}")
-            else:
-                self._health.missing(f"onion.{app}", standing.reason or "")
-        others = [onion for onion in self._registry if onion.origin == "api" and onion.state == "active"]
-        if all(self._hosting.standing(onion).ready for onion in others):
-            self._health.ok(HEALTH_KEY)
-        else:
-            # neither names nor numbers: whoever may look at readiness may not know whose onions there are
-            self._health.degraded(HEALTH_KEY, "some onions are not published")
+    def looks_different(self, onion: Onion | None) -> None:
+        """Views of it are made anew."""
+        self._listing.changed(onion)
 
     def stands(self, onion: Onion, ready: bool) -> None:
-        """For whoever follows what happens."""
+        """Readiness; and for whoever follows what happens."""
+        self._readiness.tell_of(onion)
         for observer in self.observers:
             observer(onion, ready)
 
@@ -372,5 +384,5 @@ class OniondService(Service):
         return self.view(self.find(onion.id))
 
 
-def _rebound(ports: tuple[Port, ...], onion: Onion) -> Onion:
-    return model.bind(onion, ports)
+def _rebound(ports: tuple[Port, ...], pow_: Pow | None, onion: Onion) -> Onion:
+    return msgspec.structs.replace(model.bind(onion, ports), pow=pow_)

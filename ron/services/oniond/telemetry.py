@@ -12,28 +12,26 @@ import re
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import msgspec
 from prometheus_client import Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 from txtorcon.util import find_keywords
 
 from ron.kernel import Metrics
 from ron.kernel.clock import Clock
 from ron.services.oniond.autoscale import Sample
+from ron.services.oniond.circuitbook import Circuit, CircuitBook
+from ron.services.oniond.figures import OTHER, TOR, AppFigures, EventKind, OnionEvent, gauges, sums
 
 # What to subscribe to on every tor that carries onions.
 EVENTS = ("HS_DESC", "CIRC", "CIRC_MINOR", "CIRC_BW")
-# Labels that no app can have: circuits that are tor's own business, and onions that nobody told us of or too many.
-TOR, OTHER = "_tor", "_other"
 MAX_APPS = 256
 MAX_CIRCUITS = 65_536
 RING = 1024
 # How long a rendezvous counts for the load.
 LOAD_S = 60.0
-LOAD_JOINS = 1024
 P95 = 0.95
 _PURPOSES = {
     "HS_SERVICE_INTRO": "intro",
@@ -52,44 +50,6 @@ _WORD = re.compile(r"[A-Z][A-Z_]{0,31}\Z")
 _CIRCUIT_ID = re.compile(r"[A-Za-z0-9]{1,16}\Z")
 _BYTES = re.compile(r"[0-9]{1,15}\Z")
 
-EventKind = Literal["descriptor", "circuit", "introduction", "rendezvous", "tor_down"]
-
-
-class OnionEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened to an app's onion. seq grows by one. at: Unix seconds. detail: no address, ever."""
-
-    seq: int
-    kind: EventKind
-    app: str
-    at: float
-    detail: dict[str, str] = {}
-
-
-class AppFigures(msgspec.Struct, kw_only=True):
-    """Sums of one app since we know it. circuits: by (purpose, what happened). bytes_in: from its visitors."""
-
-    uploads_ok: int = 0
-    uploads_failed: int = 0
-    introductions: int = 0
-    rendezvous: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    circuits: dict[tuple[str, str], int] = {}
-
-
-@dataclass(slots=True)
-class _Circuit:
-    """One open circuit. began_s: for its present purpose, if seen. moved_s: moved payload or changed."""
-
-    began_s: float | None
-    moved_s: float
-    purpose: str = "other"
-    app: str = TOR
-    onion: str = ""
-    built: bool = False
-    introduced: bool = False
-    state: str = ""
-
 
 @dataclass(slots=True)
 class _Setup:
@@ -97,14 +57,6 @@ class _Setup:
 
     app: str
     began_s: float | None
-
-
-@dataclass(slots=True)
-class _Tor:
-    """One tor that talks to us. joins: (when, how long it took) of the latest rendezvous."""
-
-    circuits: dict[str, _Circuit] = field(default_factory=dict)
-    joins: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=LOAD_JOINS))
 
 
 class _Line(NamedTuple):
@@ -115,12 +67,16 @@ class _Line(NamedTuple):
 
 
 class Telemetry:
-    """The figures of every tor of this process. clock: for durations. now: Unix seconds."""
+    """The figures of every tor of this process. clock: for durations. now: Unix seconds.
+
+    visited: told the address of an onion that has more or fewer visitors than before; it must not raise.
+    """
 
     def __init__(self, metrics: Metrics, clock: Clock, now: Callable[[], float]) -> None:
         self._clock = clock
         self._now = now
-        self._tors: dict[str, _Tor] = {}
+        self.visited: Callable[[str], None] = lambda onion: None
+        self._tors: dict[str, CircuitBook] = {}
         self._onions: dict[str, _Setup] = {}
         self._apps: dict[str, AppFigures] = {TOR: AppFigures(), OTHER: AppFigures()}
         # suggested efforts of proof of work by app, for as long as they are known
@@ -168,25 +124,24 @@ class Telemetry:
     def tor_up(self, tor: str, status: str = "") -> None:
         """`tor` is there; its events come next. status: its `circuit-status`, circuits from before we came: they are
         there, and count for nothing else."""
-        there = self._tors[tor] = _Tor()
+        self._forget_circuits(tor)
+        there = self._tors[tor] = CircuitBook(self._visited)
         for line in map(_taken_apart, status.splitlines()):
             if len(line.words) > 1 and line.words[1] == "BUILT" and _CIRCUIT_ID.match(line.words[0]):
-                if len(there.circuits) >= MAX_CIRCUITS:
+                if len(there.open) >= MAX_CIRCUITS:
                     return
-                found = _Circuit(None, self._clock.seconds(), built=True, introduced=True)
+                found = Circuit(None, self._clock.seconds(), TOR, built=True, introduced=True)
                 self._learn(found, line.keys)
                 found.state = line.keys.get("HS_STATE", "")
-                there.circuits[line.words[0]] = found
+                there.enter(line.words[0], found)
 
     def tor_down(self, tor: str) -> None:
         """`tor` has ended, and its circuits with it."""
-        gone = self._tors.pop(tor, None)
-        if gone is None:
-            return
-        for circuit in gone.circuits.values():
+        ended = self._forget_circuits(tor)
+        for circuit in ended:
             if circuit.built:
                 self._count(circuit.app, circuit.purpose, "lost")
-        for app in sorted({c.app for c in gone.circuits.values()} - {TOR, OTHER}):
+        for app in sorted({circuit.app for circuit in ended} - {TOR, OTHER}):
             self._tell("tor_down", app)
 
     def heard(self, tor: str, event: str, text: str) -> None:
@@ -215,15 +170,21 @@ class Telemetry:
 
         A client keeps its circuit for minutes after its last request, so that a drain without `quiet_s` waits as long.
         """
-        there, since_s = self._tors.get(tor), self._clock.seconds() - quiet_s
-        circuits = there.circuits.values() if there is not None else ()
-        return Tally(f"{c.onion}.onion" for c in circuits if c.purpose == "rend" and c.onion and c.moved_s >= since_s)
+        there = self._tors.get(tor)
+        found = there.tally(self._clock.seconds() - quiet_s) if there is not None else {}
+        return Tally({f"{onion}.onion": count for onion, count in found.items()})
+
+    def visits(self, tor: str, address: str) -> list[str] | None:
+        """tor's numbers of the rendezvous circuits that the onion `address` has on `tor`; None when `tor` has more
+        circuits than we keep, or does not talk to us."""
+        there = self._tors.get(tor)
+        return there.visitors(_bare(address)) if there is not None and len(there.open) < MAX_CIRCUITS else None
 
     def introduction_points(self, tor: str) -> Tally[str]:
         """How many of those on `tor` are established, by onion address."""
         there = self._tors.get(tor)
-        circuits = there.circuits.values() if there is not None else ()
-        return Tally(f"{c.onion}.onion" for c in circuits if c.purpose == "intro" and c.state == "HSSI_ESTABLISHED")
+        found = there.introduction_points() if there is not None else {}
+        return Tally({f"{onion}.onion": count for onion, count in found.items()})
 
     def load(self, tors: Sequence[str]) -> Sample:
         """What the busiest of `tors` have: rendezvous circuits, those of them that wait, and how long the last minute's
@@ -232,7 +193,7 @@ class Telemetry:
         known = [there for there in map(self._tors.get, tors) if there is not None]
         if not known or len(known) < len(tors):
             return Sample(None, None, None, now_s)
-        rends = [[c for c in there.circuits.values() if c.purpose == "rend"] for there in known]
+        rends = [[c for c in there.open.values() if c.purpose == "rend"] for there in known]
         joins = [took_s for there in known for at_s, took_s in there.joins if now_s - at_s <= LOAD_S]
         return Sample(
             circuits_p95=_p95(len(circuits) for circuits in rends),
@@ -243,52 +204,14 @@ class Telemetry:
 
     def collect(self) -> Iterator[Metric]:
         """For the registry: every figure as it is now."""
-        circuits = CounterMetricFamily(
-            "onion_circuits", "Circuits by purpose and what became of them", labels=["app", "purpose", "event"]
-        )
-        uploads = CounterMetricFamily("onion_descriptor_uploads", "Descriptor uploads", labels=["app", "result"])
-        intros = CounterMetricFamily("onion_intro", "Introductions of clients", labels=["app"])
-        rends = CounterMetricFamily("onion_rendezvous", "Rendezvous that came about", labels=["app"])
-        moved = CounterMetricFamily("onion_bytes", "Bytes between visitors and apps", labels=["app", "direction"])
-        for app, figures in self._apps.items():
-            for (purpose, event), count in figures.circuits.items():
-                circuits.add_metric([app, purpose, event], count)
-            if app == TOR:
-                continue
-            uploads.add_metric([app, "ok"], figures.uploads_ok)
-            uploads.add_metric([app, "failed"], figures.uploads_failed)
-            intros.add_metric([app], figures.introductions)
-            rends.add_metric([app], figures.rendezvous)
-            moved.add_metric([app, "in"], figures.bytes_in)
-            moved.add_metric([app, "out"], figures.bytes_out)
-        yield from (circuits, uploads, intros, rends, moved)
-        yield from self._gauges()
+        yield from sums(self._apps)
+        there = (circuit for book in self._tors.values() for circuit in book.open.values())
+        yield from gauges(self._apps, there, self.efforts)
         yield CounterMetricFamily("onion_events_unread", "Events of tor that were not understood", self._unread)
 
     # Inside
 
-    def _gauges(self) -> Iterator[Metric]:
-        open_now: dict[tuple[str, str], int] = {}
-        points = dict.fromkeys((app for app in self._apps if app != TOR), 0)
-        for there in self._tors.values():
-            for circuit in there.circuits.values():
-                app = circuit.app if circuit.app in self._apps else OTHER
-                if circuit.built:
-                    open_now[app, circuit.purpose] = open_now.get((app, circuit.purpose), 0) + 1
-                if circuit.purpose == "intro" and circuit.state == "HSSI_ESTABLISHED" and app in points:
-                    points[app] += 1
-        circuits = GaugeMetricFamily("onion_circuits_open", "Circuits that are open", labels=["app", "purpose"])
-        for (app, purpose), count in open_now.items():
-            circuits.add_metric([app, purpose], count)
-        established = GaugeMetricFamily("onion_intro_points", "Introduction points that work", labels=["app"])
-        for app, count in points.items():
-            established.add_metric([app], count)
-        effort = GaugeMetricFamily("onion_pow_effort", "Proof of work asked of visitors (proposal 327)", labels=["app"])
-        for app, value in self.efforts.items():
-            effort.add_metric([app if app in self._apps else OTHER], value)
-        yield from (circuits, established, effort)
-
-    def _descriptor(self, _tor: _Tor, line: _Line) -> bool:
+    def _descriptor(self, _tor: CircuitBook, line: _Line) -> bool:
         """`UPLOADED <onion> <auth> <directory>`; `FAILED … REASON=…`; the rest is the way there."""
         if len(line.words) < 2:
             return False
@@ -309,32 +232,33 @@ class Telemetry:
             known.began_s = None
         self._tell("descriptor", self._app(onion), result="ok")
 
-    def _circuit(self, tor: _Tor, line: _Line) -> bool:
+    def _circuit(self, tor: CircuitBook, line: _Line) -> bool:
         """`<id> <status or change> [<path>] PURPOSE=… HS_STATE=… REND_QUERY=<onion>`."""
         if len(line.words) < 2 or not _CIRCUIT_ID.match(line.words[0]) or not _WORD.match(line.words[1]):
             return False
         number, status = line.words[:2]
-        circuit, now_s = tor.circuits.get(number), self._clock.seconds()
+        circuit, now_s = tor.open.get(number), self._clock.seconds()
         if circuit is None:
             if status in _ENDS:
                 return True  # it was there before we were
-            if len(tor.circuits) >= MAX_CIRCUITS:
+            if len(tor.open) >= MAX_CIRCUITS:
                 return False
-            circuit = tor.circuits[number] = _Circuit(now_s if status == "LAUNCHED" else None, now_s)
+            circuit = Circuit(now_s if status == "LAUNCHED" else None, now_s, TOR)
         circuit.moved_s = now_s
         self._learn(circuit, line.keys)
         if status in _ENDS:
-            del tor.circuits[number]
+            tor.end(number)
             self._introduced(circuit)
             self._note(circuit, _ENDS[status], line.keys.get("REASON", ""))
             return True
+        tor.enter(number, circuit)
         if status == "BUILT":
             circuit.built = True
             self._note(circuit, "built")
         self._joined(tor, circuit, line.keys.get("HS_STATE", ""))
         return True
 
-    def _learn(self, circuit: _Circuit, keys: dict[str, str]) -> None:
+    def _learn(self, circuit: Circuit, keys: dict[str, str]) -> None:
         """What the event says of the circuit; a first event says neither onion nor, sometimes, purpose."""
         purpose = _PURPOSES.get(keys["PURPOSE"], "other") if "PURPOSE" in keys else circuit.purpose
         if keys.get("OLD_PURPOSE", keys.get("PURPOSE")) != keys.get("PURPOSE"):
@@ -346,7 +270,7 @@ class Telemetry:
             circuit.app = self._app(circuit.onion)
             self._introduced(circuit)
 
-    def _introduced(self, circuit: _Circuit) -> None:
+    def _introduced(self, circuit: Circuit) -> None:
         """tor says nothing of an introduction itself; each rendezvous circuit that it begins stands for one."""
         if circuit.purpose == "rend" and not circuit.introduced:
             circuit.introduced = True
@@ -354,7 +278,7 @@ class Telemetry:
             self._figures(app).introductions += 1
             self._tell("introduction", app)
 
-    def _joined(self, tor: _Tor, circuit: _Circuit, state: str) -> None:
+    def _joined(self, tor: CircuitBook, circuit: Circuit, state: str) -> None:
         before, circuit.state = circuit.state, state
         if state == "HSSR_JOINED" and before != state and circuit.purpose == "rend":
             self._figures(circuit.app).rendezvous += 1
@@ -367,12 +291,12 @@ class Telemetry:
                 detail["ms"] = str(round(1000 * took_s))
             self._tell("rendezvous", circuit.app, **detail)
 
-    def _bandwidth(self, tor: _Tor, line: _Line) -> bool:
+    def _bandwidth(self, tor: CircuitBook, line: _Line) -> bool:
         """`ID=… DELIVERED_READ=… DELIVERED_WRITTEN=…` since the last one; not what cells and padding add."""
         read, written = line.keys.get("DELIVERED_READ", ""), line.keys.get("DELIVERED_WRITTEN", "")
         if not (_BYTES.match(read) and _BYTES.match(written)):
             return False
-        circuit = tor.circuits.get(line.keys.get("ID", ""))
+        circuit = tor.open.get(line.keys.get("ID", ""))
         if circuit is not None and circuit.purpose == "rend":
             figures = self._figures(circuit.app)
             if int(read) or int(written):
@@ -381,7 +305,19 @@ class Telemetry:
             figures.bytes_out += int(written)
         return True
 
-    def _note(self, circuit: _Circuit, event: str, reason: str = "") -> None:
+    def _visited(self, onion: str) -> None:
+        self.visited(f"{onion}.onion")
+
+    def _forget_circuits(self, tor: str) -> list[Circuit]:
+        """Those that `tor` had, which are no more."""
+        gone = self._tors.pop(tor, None)
+        if gone is None:
+            return []
+        ended = list(gone.open.values())
+        gone.forget()
+        return ended
+
+    def _note(self, circuit: Circuit, event: str, reason: str = "") -> None:
         self._count(circuit.app, circuit.purpose, event)
         if circuit.app != TOR:
             why = {"reason": reason} if _WORD.match(reason) else {}

@@ -1,18 +1,20 @@
 """What time brings: grace periods end, drains come to their end, old acts are forgotten, efforts are measured.
 
-In: the registry, once a second. Out: onions as they are then.
+In: the registry, once a second. Out: onions as they are then. Ends are Unix times, so that they hold over a restart;
+when the host's clock is set, they are moved along, so that nobody's old address goes an hour early.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from ron.proto.errors import RonError
 from ron.services.oniond import model
 from ron.services.oniond.hosting import Hosting
 from ron.services.oniond.model import Onion
@@ -26,11 +28,16 @@ FORGET_EVERY = 600
 LOOK_AGAIN_EVERY = 15
 # A visitor who has moved nothing for so long does not hold up a drain: clients keep idle circuits for many minutes.
 QUIET_S = 10.0
+# A clock that is off by less is slewed, not set; and a look that comes late by so much is no jump.
+JUMP_S = 30.0
 _log = Logger(namespace="ron.oniond")
 
 
 class Upkeep:
-    """Looks after the onions of one registry, between `start` and `stop`. now: Unix seconds."""
+    """Looks after the onions of one registry, between `start` and `stop`. now: Unix seconds.
+
+    even: seconds of a clock that nobody sets.
+    """
 
     def __init__(
         self,
@@ -42,6 +49,7 @@ class Upkeep:
         store: StoreHealth,
         telemetry: Telemetry,
         now: Callable[[], float],
+        even: Callable[[], float],
     ) -> None:
         self._registry = registry
         self._hosting = hosting
@@ -49,6 +57,10 @@ class Upkeep:
         self._store = store
         self._telemetry = telemetry
         self._now = now
+        self._even = even
+        self._ahead_s = now() - even()
+        # by id: by how many seconds what ends there is still to be moved
+        self._late: dict[str, float] = {}
         self._ticks = 0
         self._tick = LoopingCall(self._look_after)
         self._tick.clock = reactor
@@ -78,6 +90,7 @@ class Upkeep:
         if self._ticks % LOOK_AGAIN_EVERY == 0:
             await self._hosting.look_again()
             await self._measure_effort()
+        await self.follow_the_clock()
         now_s = self._now()
         for onion in list(self._registry):
             if onion.previous is not None and onion.previous.until_s <= now_s:
@@ -85,6 +98,34 @@ class Upkeep:
                 await self._hosting.host(onion)
             if onion.state == "draining":
                 await self._finish_drain(onion, now_s)
+
+    async def follow_the_clock(self) -> None:
+        """The host's clock may have been set: what is left of each grace and drain is then as much as before.
+
+        To be called before any end is reckoned by the clock as it is now. Raises `RonError` when it cannot be kept.
+        """
+        ahead_s = self._now() - self._even()
+        jumped_s = ahead_s - self._ahead_s
+        if abs(jumped_s) >= JUMP_S:
+            _log.warn("the clock was set by {seconds} s", event="clock_jumped", seconds=round(jumped_s))
+            self._ahead_s = ahead_s
+            for onion in self._registry:
+                if onion.previous is not None or onion.state == "draining":
+                    self._late[onion.id] = self._late.get(onion.id, 0.0) + jumped_s
+        # all at once, so that nothing else comes between
+        moving = [Deferred.fromCoroutine(self._put_off(onion_id)) for onion_id in list(self._late)]
+        for done, outcome in await DeferredList(moving, consumeErrors=True):
+            if not done:
+                raise cast(Any, outcome).value
+
+    async def _put_off(self, onion_id: str) -> None:
+        by_s = self._late.pop(onion_id)
+        try:
+            await self._registry.change(onion_id, None, partial(_put_off, by_s))
+        except RonError:
+            if self._registry.get(onion_id) is not None:
+                self._late[onion_id] = self._late.get(onion_id, 0.0) + by_s
+                raise
 
     async def _measure_effort(self) -> None:
         """What visitors have to work, app by app the most; of restricted onions nobody but their clients can know."""
@@ -102,6 +143,10 @@ class Upkeep:
         await self._hosting.hang_up(onion)
         await self._registry.change(onion.id, None, lambda o: model.drained(o) if o.state == "draining" else o)
         _log.info("onion {id} is drained", event="onion_drained", id=onion.id, cut_off=there)
+
+
+def _put_off(by_s: float, onion: Onion) -> Onion:
+    return model.put_off(onion, by_s)
 
 
 def _end_grace(now_s: float, onion: Onion) -> Onion:

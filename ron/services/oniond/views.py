@@ -12,7 +12,8 @@ import msgspec
 from ron.proto.clock import rfc3339
 from ron.proto.onions import OnionView, Previous
 from ron.services.oniond.hosting import Hosting
-from ron.services.oniond.model import Onion, address_of_blob
+from ron.services.oniond.model import Onion
+from ron.services.oniond.registry import Registry
 
 
 class OnionStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,9 +34,58 @@ def view_of(onion: Onion, hosting: Hosting) -> OnionView:
 
 def views_of(onions: Iterable[Onion], hosting: Hosting) -> tuple[OnionView, ...]:
     """Many of them, the oldest first."""
-    oldest_first = sorted(onions, key=lambda onion: (onion.created_s, onion.id))
+    oldest_first = sorted(onions, key=_age)
     visitors = hosting.visitors_of(oldest_first)
     return tuple(_view(onion, hosting, visitors[onion.id]) for onion in oldest_first)
+
+
+class _ListBody(msgspec.Struct, frozen=True):
+    """`ListAnswer` of views that are JSON already."""
+
+    onions: tuple[msgspec.Raw, ...]
+
+
+class Listing:
+    """Answers of `GET /v1/onions`, kept as JSON: made anew is what has changed since, and nothing is made twice.
+
+    An app's own is made from its own onions alone: what happens to others does not make it slower or faster.
+    """
+
+    def __init__(self, registry: Registry, hosting: Hosting) -> None:
+        self._registry = registry
+        self._hosting = hosting
+        self._views: dict[str, msgspec.Raw] = {}
+        self._answers: dict[str | None, bytes] = {}
+
+    def changed(self, onion: Onion | None) -> None:
+        """A view of `onion` shows something else now, or is to be shown no more; None: of any."""
+        if onion is None:
+            self._views.clear()
+            self._answers.clear()
+        else:
+            self._views.pop(onion.id, None)
+            self._answers.pop(onion.app, None)
+            self._answers.pop(None, None)
+
+    def answer(self, may: str | None) -> bytes:
+        """For an operator (None), or for the app that the caller is narrowed to."""
+        kept = self._answers.get(may)
+        return self._made(may) if kept is None else kept
+
+    def _made(self, may: str | None) -> bytes:
+        onions = sorted((one for one in self._registry if may is None or one.app == may), key=_age)
+        new = [onion for onion in onions if onion.id not in self._views]
+        visitors = self._hosting.visitors_of(new)
+        for onion in new:
+            self._views[onion.id] = msgspec.Raw(msgspec.json.encode(_view(onion, self._hosting, visitors[onion.id])))
+        answer = msgspec.json.encode(_ListBody(tuple(self._views[onion.id] for onion in onions)))
+        if onions or may is None:
+            self._answers[may] = answer  # of apps that have none there is no end
+        return answer
+
+
+def _age(onion: Onion) -> tuple[float, str]:
+    return onion.created_s, onion.id
 
 
 def status_of(app: str, ports: tuple[int, ...], onion: Onion | None, hosting: Hosting) -> OnionStatus:
@@ -75,6 +125,6 @@ def _view(onion: Onion, hosting: Hosting, visitors: int) -> OnionView:
 def _previous(onion: Onion, hosting: Hosting) -> Previous | None:
     if onion.previous is None:
         return None
-    address = address_of_blob(onion.previous.key)
+    address = onion.previous.address
     ready = hosting.standing(onion, address).ready
     return Previous(onion=address, until=rfc3339(onion.previous.until_s), ready=ready)

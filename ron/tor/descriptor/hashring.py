@@ -13,7 +13,7 @@ import bisect
 import hashlib
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -57,7 +57,8 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What a consensus says to who stores and fetches descriptors.
 
     time: when and under which value. replicas: how often a descriptor is on the ring; spread_store, spread_fetch: how
-    many directories from there on are given it, and are asked for it.
+    many directories from there on are given it, and are asked for it. relays: all of the network by fingerprint, with
+    their Ed25519 identities, empty where the microdescriptor is not there yet; incomplete: directories left out for it.
     """
 
     time: NetworkTime
@@ -65,6 +66,8 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS)] = REPLICAS
     spread_store: Annotated[int, Meta(ge=1, le=MAX_SPREAD)] = SPREAD_STORE
     spread_fetch: Annotated[int, Meta(ge=1, le=MAX_SPREAD)] = SPREAD_FETCH
+    relays: Mapping[str, bytes] = {}
+    incomplete: Annotated[int, Meta(ge=0)] = 0
 
     def to_store(self, key: BlindedKey, due: Due) -> tuple[HsDir, ...]:
         """Where the descriptor of `due` goes, without repetition, by replica and along the ring."""
@@ -130,16 +133,18 @@ def _attempt(read: Callable[[], Any]) -> Any:
 def _read(consensus: str, microdescriptors: str, testing: bool) -> Ring:
     document = _document(consensus)
     identities = _identities(microdescriptors)
-    directories = [
-        HsDir(fingerprint=fingerprint, identity=identities[router.microdescriptor_digest])
+    relays = {name: identities.get(router.microdescriptor_digest, b"") for name, router in document.routers.items()}
+    able = [
+        fingerprint
         for fingerprint, router in document.routers.items()
-        if "HSDir" in router.flags
-        and _HSDIR_V3 in router.protocols.get("HSDir", ())
-        and router.microdescriptor_digest in identities
+        if "HSDir" in router.flags and _HSDIR_V3 in router.protocols.get("HSDir", ())
     ]
+    directories = tuple(HsDir(fingerprint=name, identity=relays[name]) for name in sorted(able) if relays[name])
     return Ring(
         time=_time(document, testing),
-        directories=tuple(sorted(directories, key=lambda node: node.fingerprint)),
+        directories=directories,
+        relays=relays,
+        incomplete=len(able) - len(directories),
         replicas=_parameter(document, "hsdir_n_replicas", REPLICAS, 1, MAX_REPLICAS),
         spread_store=_parameter(document, "hsdir_spread_store", SPREAD_STORE, 1, MAX_SPREAD),
         spread_fetch=_parameter(document, "hsdir_spread_fetch", SPREAD_FETCH, 1, MAX_SPREAD),

@@ -16,10 +16,10 @@ import msgspec
 from nacl import bindings
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey
-from stem.client.datatype import LinkByFingerprint
+from stem.client.datatype import LinkByEd25519, LinkByFingerprint, LinkSpecifier
 from stem.descriptor.hidden_service import HiddenServiceDescriptorV3, InnerLayer, IntroductionPointV3
 
-from ron.tor.descriptor.blinding import KEY_BYTES, blind, identity_of
+from ron.tor.descriptor.blinding import KEY_BYTES, BlindedKey, blind, identity_of
 from ron.tor.descriptor.certs import Certificate, Purpose, checked, signer_of
 from ron.tor.descriptor.periods import TimePeriod
 from ron.tor.descriptor.refused import Reason, Refused
@@ -50,6 +50,30 @@ class IntroPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     enc_certified: bytes
     auth_expires_h: int
     enc_expires_h: int
+
+
+def relay_of(point: IntroPoint) -> tuple[str, bytes]:
+    """Fingerprint (40 hex digits, upper case) and Ed25519 identity (empty when it does not say) of its relay.
+
+    Raises `Refused` for a point that names no relay, or two.
+    """
+    links = _parsed(Reason.MALFORMED, "link specifiers are not of tor's form", lambda: _links(point.link_specifiers))
+    prints = [bytes(link.value) for link in links if isinstance(link, LinkByFingerprint)]
+    identities = [bytes(link.value) for link in links if isinstance(link, LinkByEd25519)]
+    if len(prints) != 1 or len(identities) > 1:
+        raise Refused(Reason.MALFORMED, "an introduction point names no relay, or two")
+    return prints[0].hex().upper(), identities[0] if identities else b""
+
+
+def _links(raw: bytes) -> list[LinkSpecifier]:
+    count, left = raw[0], raw[1:]
+    links = []
+    for _ in range(count):
+        link, left = LinkSpecifier.pop(left)
+        links.append(link)
+    if left:
+        raise ValueError("more than the count says")
+    return links
 
 
 class Extras(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +113,34 @@ def read_backend(
 
     Raises `Refused`, and for an `onion` that is no address `RonError`. Every signature in it is verified.
     """
+    key, outer, signing = _checked(text, onion, periods, now_s)
+    if not newer_than < outer.revision_counter <= MAX_REVISION:
+        raise Refused(Reason.OLD_REVISION, "the revision counter is not above the last one")
+    inner: InnerLayer = _parsed(Reason.SEALED, "the descriptor does not open", lambda: outer.decrypt(onion))
+    return Backend(
+        onion=onion,
+        period=key.period,
+        revision=outer.revision_counter,
+        points=_read_points(inner, signing, now_s),
+        extras=_parsed(Reason.MALFORMED, "the inner layer is not of tor's form", lambda: _read_extras(inner)),
+    )
+
+
+def read_revision(text: str, onion: str, periods: Sequence[TimePeriod], now_s: float) -> tuple[TimePeriod, int]:
+    """Of which of `periods` the descriptor `text` of `onion` is, and its revision counter: what a directory sees of it.
+
+    Raises as `read_backend`; restricted descriptors can be looked at too.
+    """
+    key, outer, _signing = _checked(text, onion, periods, now_s)
+    if not 0 <= outer.revision_counter <= MAX_REVISION:
+        raise Refused(Reason.MALFORMED, "no revision counter")
+    return key.period, int(outer.revision_counter)
+
+
+def _checked(
+    text: str, onion: str, periods: Sequence[TimePeriod], now_s: float
+) -> tuple[BlindedKey, HiddenServiceDescriptorV3, bytes]:
+    """The address's key, the outer layer and the key that signs it, with signatures and dates verified."""
     if len(text) > MAX_DESCRIPTOR_BYTES:
         raise Refused(Reason.TOO_LONG, f"a descriptor has at most {MAX_DESCRIPTOR_BYTES} bytes")
     identity = identity_of(onion)
@@ -101,16 +153,7 @@ def read_backend(
     _parsed(Reason.BAD_SIGNATURE, "the descriptor's signature does not verify", lambda: _verified(outer))
     # each line once and in its place; lazily read above, so that a stranger's costs us little
     _parsed(Reason.MALFORMED, "not a v3 descriptor", lambda: HiddenServiceDescriptorV3.from_str(text, validate=True))
-    if not newer_than < outer.revision_counter <= MAX_REVISION:
-        raise Refused(Reason.OLD_REVISION, "the revision counter is not above the last one")
-    inner: InnerLayer = _parsed(Reason.SEALED, "the descriptor does not open", lambda: outer.decrypt(onion))
-    return Backend(
-        onion=onion,
-        period=key.period,
-        revision=outer.revision_counter,
-        points=_read_points(inner, signing, now_s),
-        extras=_parsed(Reason.MALFORMED, "the inner layer is not of tor's form", lambda: _read_extras(inner)),
-    )
+    return key, outer, signing
 
 
 def certified(point: IntroPoint, signing: SigningKey) -> str:

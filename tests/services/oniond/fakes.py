@@ -72,6 +72,8 @@ class OnionTor(FakeTor):
         self.health = HealthState()
         self.audit = FakeAudit()
         self.now = 1_800_000_000.0
+        # how much of it is the clock having been set, not time having passed
+        self.jumped = 0.0
         self.service = self.make()
 
     # the tors, as `Hosting` sees them
@@ -115,6 +117,7 @@ class OnionTor(FakeTor):
             audit=self.audit,
             telemetry=Telemetry(Metrics(), reactor, lambda: self.now),
             now=lambda: self.now,
+            even=lambda: self.now - self.jumped,
             wishes=lambda: self.wished or config,
         )
         for app, ports in (apps or {"wiki": WIKI}).items():

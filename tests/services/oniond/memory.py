@@ -81,6 +81,8 @@ class World:
     ) -> None:
         self.clock = Turns()
         self.now = NOW_S
+        # how much of it is the clock having been set, not time having passed
+        self.jumped = 0.0
         self.health = HealthState()
         self.metrics = Metrics()
         self.audit = FakeAudit()
@@ -95,6 +97,7 @@ class World:
             audit=self.audit,
             telemetry=self.telemetry,
             now=lambda: self.now,
+            even=lambda: self.now - self.jumped,
         )
         self.service.startService()
         self.settle(Deferred.fromCoroutine(self.service.bring_up()))

@@ -285,24 +285,14 @@ class Draining(SynchronousTestCase):
         self.drain.unlisted(390)
         self.assertIs(self.drain.look(0, 210), DrainAct.END)
 
-    def test_recalled(self) -> None:
-        self.drain.begin(100)
-        self.drain.unlisted(140)
-        self.assertIs(self.drain.recall(), DrainAct.RELIST)
-        self.assertIs(self.drain.look(0, 10_000), DrainAct.NOTHING)
-        self.assertIs(self.drain.begin(20_000), DrainAct.UNLIST)
-        self.assertIs(self.drain.look(1, 20_299), DrainAct.NOTHING)
-
     def test_gone_is_gone(self) -> None:
         self.drain.begin(0)
         self.drain.look(0, 300)
-        for act in (self.drain.begin(400), self.drain.unlisted(400), self.drain.look(1, 400), self.drain.recall()):
+        for act in (self.drain.begin(400), self.drain.unlisted(400), self.drain.look(1, 400)):
             self.assertIs(act, DrainAct.NOTHING)
         self.assertEqual((self.drain.state, self.drain.cut), (DrainState.GONE, 0))
 
-    @given(
-        st.lists(st.tuples(st.sampled_from(["begin", "unlisted", "look", "recall"]), st.integers(0, 5)), max_size=60)
-    )
+    @given(st.lists(st.tuples(st.sampled_from(["begin", "unlisted", "look"]), st.integers(0, 5)), max_size=60))
     def test_whatever_happens(self, events: list[tuple[str, int]]) -> None:
         """It ends once at most; before the deadline never with a circuit open, nor while the old descriptor is out."""
         drain, now_s, began_s, ended = Drain(linger_s=60, deadline_s=300), 0.0, 0.0, 0
@@ -313,7 +303,6 @@ class Draining(SynchronousTestCase):
                 "begin": lambda now_s=now_s: drain.begin(now_s),
                 "unlisted": lambda now_s=now_s: drain.unlisted(now_s),
                 "look": lambda circuits=circuits, now_s=now_s: drain.look(circuits, now_s),
-                "recall": drain.recall,
             }[event]()
             if act is DrainAct.UNLIST:
                 began_s = now_s

@@ -10,7 +10,7 @@ from wsproto.events import AcceptConnection, CloseConnection, RejectConnection, 
 
 from ron.proto.onions import DeleteRequest
 from ron.services.oniond.events import APPS, KEPT, KEPT_OF_ALL, EventFeed, events_endpoint
-from ron.services.oniond.telemetry import OnionEvent
+from ron.services.oniond.figures import OnionEvent
 from tests.services.oniond.fakes import OnionTor, create, op_id
 from tests.services.oniond.memory import World
 from tests.web.wire import until

@@ -238,7 +238,7 @@ class WithBob(SynchronousTestCase):
 
     def test_readiness_names_nobody(self) -> None:
         """Anybody may read it; Bob's onion is not published, and that is all it says."""
-        self.world.service.standings_changed()
+        self.world.service._readiness.tell()
         told = json.dumps(self.world.ask(None, "GET", "/readyz").body)
         self.assertIn("onions", told)
         for secret in (BOB, ALICE, self.views[BOB]["id"], self.views[BOB]["onion"]):

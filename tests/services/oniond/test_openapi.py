@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from ron.proto.onionevents import EVENTS_PATH as PATH
 from ron.proto.onionevents import EVENTS_SCOPE as SCOPE
 from ron.services.oniond import api
 from ron.services.oniond.events import events_endpoint
+from ron.services.oniond.federation.routes import operator_endpoints, peer_endpoints
 from ron.services.oniond.openapi import document, text
 from ron.tor.clientauth import generate
+from ron.web import Endpoint
 from tests.services.oniond.fakes import op_id
 from tests.services.oniond.memory import World
+from tests.services.oniond.nodesk import NoDesk
 from tests.web.wsclient import HANDSHAKE, Client
 
 FILE = Path(__file__).parents[3] / "docs" / "openapi" / "oniond.json"
@@ -57,9 +61,10 @@ class WhatIsWritten(SynchronousTestCase):
         self.assertEqual(FILE.read_text(), text(), f"run {REMAKE}")
 
     def test_every_route_and_no_other(self) -> None:
-        world = World(extra=lambda world: [events_endpoint(world.service, lambda: world.now)])
+        world = World()
         self.addCleanup(world.stop)
-        served = {(e.method, e.path) for e in api.endpoints(world.service)} | {("GET", PATH)}
+        routes = [*api.endpoints(world.service), *operator_endpoints(NoDesk()), *peer_endpoints(NoDesk())]
+        served = {(e.method, e.path) for e in routes} | {("GET", PATH)}
         written = {
             (method.upper(), path.replace("{", "<").replace("}", ">"))
             for path, methods in spec()["paths"].items()
@@ -91,11 +96,24 @@ class WhatIsWritten(SynchronousTestCase):
         self.assertEqual(len(set(names)), len(names))
 
 
+def control_paths() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Path, method and operation of all that the control API has; what peers call is on a listener of its own."""
+    for path, methods in spec()["paths"].items():
+        for method, operation in methods.items():
+            if "servers" not in operation:
+                yield path, method.upper(), operation
+
+
+def control_endpoints(world: World) -> list[Endpoint]:
+    """Events, and federation that is not ready yet."""
+    return [events_endpoint(world.service, lambda: world.now), *operator_endpoints(NoDesk())]
+
+
 class Case(SynchronousTestCase):
     """Every answer is held against the file."""
 
     def setUp(self) -> None:
-        self.world = World(extra=lambda world: [events_endpoint(world.service, lambda: world.now)])
+        self.world = World(extra=control_endpoints)
         self.addCleanup(self.world.stop)
         self.token: str | None = self.world.bearer(("scope", "onion:*"))
         self.ops = 0
@@ -188,21 +206,26 @@ class Refusals(Case):
     def test_who_may_not(self) -> None:
         for token, status in ((None, 401), (self.world.bearer(("scope", "mailbox:*")), 403)):
             self.token = token
-            for path, methods in spec()["paths"].items():
-                for method, operation in methods.items():
-                    plain = path.format(onion_id=UNKNOWN, name="laptop")
-                    answer = self.world.ask(token, method.upper(), plain, {} if "requestBody" in operation else None)
-                    self.assertEqual(answer.status, status, path)
-                    self.check(operation, status, answer.body)
+            for path, method, operation in control_paths():
+                plain = path.format(onion_id=UNKNOWN, name="laptop")
+                answer = self.world.ask(token, method, plain, {} if "requestBody" in operation else None)
+                self.assertEqual(answer.status, status, path)
+                self.check(operation, status, answer.body)
 
     def test_the_scope_that_is_written_opens_it(self) -> None:
-        for path, methods in spec()["paths"].items():
-            for method, operation in methods.items():
-                plain = path.format(onion_id=UNKNOWN, name="laptop")
-                token = self.world.bearer(("scope", operation["x-scope"]))
-                body = {} if "requestBody" in operation else None
-                self.assertNotIn(self.world.ask(token, method.upper(), plain, body).status, {401, 403}, path)
+        for path, method, operation in control_paths():
+            plain = path.format(onion_id=UNKNOWN, name="laptop")
+            token = self.world.bearer(("scope", operation["x-scope"]))
+            body = {} if "requestBody" in operation else None
+            self.assertNotIn(self.world.ask(token, method, plain, body).status, {401, 403}, path)
         self.assertEqual(spec()["paths"][PATH]["get"]["x-scope"], SCOPE)
+
+    def test_federation_that_is_not_ready(self) -> None:
+        self.token = self.world.bearer(("scope", "federation:*"))
+        self.assertEqual(self.ask("GET", "/v1/federation").status, 503)
+        self.assertEqual(self.ask("POST", "/v1/federation/connect", {"peer": f"{'a' * 56}.onion"}).status, 503)
+        for wrong in ({}, {"peer": "x.onion"}, {"peer": f"{'a' * 56}.onion", "more": 1}):
+            self.assertEqual(self.ask("POST", "/v1/federation/connect", wrong, valid=False).status, 400)
 
     def test_nothing_there(self) -> None:
         route = "/v1/onions/{onion_id}"

@@ -152,9 +152,9 @@ class Steps(Case):
         self.assertEqual(self.service.scale_figures.moves["failed"], 2)
         # some directory may have got the other one's descriptor: published again, and nothing is left over there
         await until(lambda: self.at("onion") == set(addresses) and not self.at("onion-2"))
+        await until(lambda: self.acts.count(("onion", "ADD_ONION")) == 2)
         await until(lambda: all(view.ready for view in self.service.list()))
         self.assertEqual(self.settings()[-1], "SETCONF PublishHidServDescriptors=1")
-        self.assertEqual(self.acts.count(("onion", "ADD_ONION")), 2)
 
     async def test_a_tor_that_is_not_to_be_had(self) -> None:
         await self.world()

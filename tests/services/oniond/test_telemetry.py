@@ -14,7 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ron.kernel import Metrics
 from ron.services.oniond import telemetry as module
-from ron.services.oniond.telemetry import EVENTS, MAX_APPS, OTHER, RING, TOR, OnionEvent, Telemetry
+from ron.services.oniond.figures import OTHER, TOR, OnionEvent
+from ron.services.oniond.telemetry import EVENTS, MAX_APPS, RING, Telemetry
 
 # a visit to each of two onions, as it was recorded
 RECORDED = Path(__file__).with_name("tor-0.4.9-events.txt")

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from ron.proto.errors import ErrorCode, RonError
+from ron.tor.clientauth import service_id
 from ron.tor.control import ANSWER_TIMEOUT_S, TorSilent, connect_control
 from ron.tor.descriptor.exchange import FETCH_TIMEOUT_S, POST_TIMEOUT_S, Exchange, Posted
 from ron.tor.descriptor.hashring import HsDir
@@ -32,6 +33,7 @@ class Exchanging(FakeTor):
         self.clock = Clock()
         self.mute: set[str] = set()
         self.data: list[str] | None = None
+        self.given: list[str] = []
         self.posted: list[list[str]] = []
         self.exchange = Exchange(self.clock, await connect_control(reactor, self.listen()))
         await self.exchange.open()
@@ -41,6 +43,7 @@ class Exchanging(FakeTor):
         command = f"{verb} {rest}".rstrip()
         if verb == "+HSPOST":
             self.data = []
+            self.given.append(rest.partition("HSADDRESS=")[2])
             return True
         if self.data is None:
             return verb in self.mute
@@ -73,21 +76,23 @@ class Exchanging(FakeTor):
 
     async def test_all_answer(self) -> None:
         done = await self.posting()
-        self.tell(f"HS_DESC UPLOADED {SERVICE_ID} UNKNOWN ${FIRST.fingerprint}~first")
-        self.tell(f"HS_DESC FAILED {SERVICE_ID} UNKNOWN ${SECOND.fingerprint} x REASON=UPLOAD_REJECTED")
+        self.tell(f"HS_DESC UPLOADED {self.given[0]} UNKNOWN ${FIRST.fingerprint}~first")
+        self.tell(f"HS_DESC FAILED {self.given[0]} UNKNOWN ${SECOND.fingerprint} x REASON=UPLOAD_REJECTED")
         self.assertEqual(await done, Posted({FIRST.fingerprint}, {SECOND.fingerprint}, frozenset()))
         self.assertEqual("\n".join(self.posted[0]), TEXT.rstrip("\n"))
         (command,) = self.told("+HSPOST")
-        self.assertEqual(command, f"+HSPOST SERVER={'A' * 40} SERVER={'B' * 40} HSADDRESS={SERVICE_ID}")
+        self.assertEqual(command, f"+HSPOST SERVER={'A' * 40} SERVER={'B' * 40} HSADDRESS={self.given[0]}")
+        self.assertEqual(service_id(self.given[0] + ".onion"), self.given[0])
 
     async def test_events_of_others_do_not_count(self) -> None:
         done = await self.posting()
+        (ours,) = self.given
         for event in (
-            f"HS_DESC UPLOADED {SERVICE_ID}",
-            f"HS_DESC UPLOADED {SERVICE_ID} UNKNOWN UNKNOWN",
-            f"HS_DESC UPLOADED {'a' * 56} UNKNOWN ${FIRST.fingerprint}",
-            f"HS_DESC UPLOADED {SERVICE_ID} UNKNOWN ${'C' * 40}",
-            f"HS_DESC UPLOAD {SERVICE_ID} UNKNOWN ${SECOND.fingerprint}",
+            f"HS_DESC UPLOADED {ours}",
+            f"HS_DESC UPLOADED {ours} UNKNOWN UNKNOWN",
+            f"HS_DESC UPLOADED {SERVICE_ID} UNKNOWN ${FIRST.fingerprint}",
+            f"HS_DESC UPLOADED {ours} UNKNOWN ${'C' * 40}",
+            f"HS_DESC UPLOAD {ours} UNKNOWN ${SECOND.fingerprint}",
         ):
             self.tell(event)
         await self.said()
@@ -114,12 +119,30 @@ class Exchanging(FakeTor):
         self.assertEqual(self.told("+HSPOST") + self.told("HSFETCH") + self.told("SIGNAL"), [])
 
     async def test_distinct_descriptors_at_once(self) -> None:
-        done = Deferred.fromCoroutine(self.exchange.post(ONION, {TEXT: [FIRST], TEXT + "x": [SECOND]}))
+        took: list[str] = []
+        done = Deferred.fromCoroutine(self.exchange.post(ONION, {TEXT: [FIRST], TEXT + "x": [SECOND]}, took.append))
         await until(lambda: len(self.posted) == 2)
-        for directory in (FIRST, SECOND):
-            self.tell(f"HS_DESC UPLOADED {SERVICE_ID} UNKNOWN ${directory.fingerprint}")
+        first, second = self.given
+        # one text's name says nothing of the other's directory
+        self.tell(f"HS_DESC UPLOADED {first} UNKNOWN ${SECOND.fingerprint}")
+        self.tell(f"HS_DESC UPLOADED {second} UNKNOWN ${SECOND.fingerprint}")
+        await until(lambda: took == [SECOND.fingerprint])
+        self.tell(f"HS_DESC UPLOADED {first} UNKNOWN ${FIRST.fingerprint}")
         self.assertEqual((await done).taken, {FIRST.fingerprint, SECOND.fingerprint})
         self.assertNotEqual(*self.posted)
+
+    async def test_two_posts_for_the_same_directory(self) -> None:
+        """A second descriptor does not wait for the first one's slow directory, and their answers are told apart."""
+        older = await self.posting()
+        newer = Deferred.fromCoroutine(self.exchange.post(ONION, {TEXT + "x": [FIRST]}))
+        await until(lambda: len(self.posted) == 2)
+        self.tell(f"HS_DESC UPLOADED {self.given[1]} UNKNOWN ${FIRST.fingerprint}")
+        self.assertEqual((await newer).taken, {FIRST.fingerprint})
+        self.tell(f"HS_DESC FAILED {self.given[0]} UNKNOWN ${FIRST.fingerprint} REASON=UPLOAD_REJECTED")
+        self.tell(f"HS_DESC UPLOADED {self.given[0]} UNKNOWN ${SECOND.fingerprint}")
+        self.assertEqual(await older, Posted({SECOND.fingerprint}, {FIRST.fingerprint}, frozenset()))
+        self.tell(f"HS_DESC UPLOADED {self.given[0]} UNKNOWN ${FIRST.fingerprint}")
+        await self.said()
 
     async def test_a_tor_that_says_nothing(self) -> None:
         self.mute = {"+HSPOST", "HSFETCH"}
@@ -128,26 +151,50 @@ class Exchanging(FakeTor):
         self.clock.advance(ANSWER_TIMEOUT_S)
         await self.assertFailure(done, TorSilent)
 
+    async def test_a_tor_that_goes(self) -> None:
+        fetching = Deferred.fromCoroutine(self.exchange.fetch(ONION, SECOND))
+        done = await self.posting()
+        self.tell(f"HS_DESC UPLOADED {self.given[0]} UNKNOWN ${FIRST.fingerprint}")
+        await self.said()
+        for controller in list(self.controllers):
+            controller.transport.abortConnection()
+        self.assertEqual(await done, Posted({FIRST.fingerprint}, frozenset(), {SECOND.fingerprint}))
+        await self.assertFailure(fetching, TorSilent)
+        await self.assertFailure(Deferred.fromCoroutine(self.exchange.fetch(ONION)), TorSilent)
+
     # fetching
 
-    async def test_one_at_a_time(self) -> None:
+    async def test_from_any_directory_and_from_one(self) -> None:
         first = Deferred.fromCoroutine(self.exchange.fetch(ONION))
         second = Deferred.fromCoroutine(self.exchange.fetch(ONION, SECOND))
-        await self.begun("HSFETCH")
-        await self.said()
-        self.assertEqual(self.told("HSFETCH"), [f"HSFETCH {SERVICE_ID}"])
-        self.content(TEXT)
-        self.assertEqual(await first, TEXT.rstrip("\n") + "\n")
         await until(lambda: len(self.told("HSFETCH")) == 2)
-        self.assertEqual(self.told("HSFETCH")[1], f"HSFETCH {SERVICE_ID} SERVER={SECOND.fingerprint}")
-        self.content("")
+        self.assertEqual(
+            self.told("HSFETCH"), [f"HSFETCH {SERVICE_ID}", f"HSFETCH {SERVICE_ID} SERVER={SECOND.fingerprint}"]
+        )
+        self.content("", directory=SECOND)
         error = await self.failing(second)
         self.assertIs(error.code, ErrorCode.NOT_FOUND)
+        self.assertFalse(first.called)
+        self.content(TEXT)
+        self.assertEqual(await first, TEXT.rstrip("\n") + "\n")
 
-    def content(self, text: str, onion: str = SERVICE_ID) -> None:
+    async def test_several_at_once(self) -> None:
+        """Each gets what its directory has, whichever answers first; who asks the same one waits in line."""
+        started = [Deferred.fromCoroutine(self.exchange.fetch(ONION, at)) for at in (FIRST, SECOND, SECOND)]
+        await until(lambda: len(self.told("HSFETCH")) == 3)
+        self.content("second\n", directory=SECOND)
+        self.content("first\n")
+        self.assertEqual([await started[1], await started[0]], ["second\n", "first\n"])
+        self.assertFalse(started[2].called)
+        self.content("second again\n", directory=SECOND)
+        self.assertEqual(await started[2], "second again\n")
+        self.content("nobody asked\n", directory=SECOND)
+        await self.said()
+
+    def content(self, text: str, onion: str = SERVICE_ID, directory: HsDir = FIRST) -> None:
         for controller in self.controllers:
             lines = text.rstrip("\n").split("\n")
-            controller.say(f"650+HS_DESC_CONTENT {onion} x ${FIRST.fingerprint}", *lines, ".", "650 OK")
+            controller.say(f"650+HS_DESC_CONTENT {onion} x ${directory.fingerprint}~name", *lines, ".", "650 OK")
 
     async def test_another_onions_content(self) -> None:
         done = Deferred.fromCoroutine(self.exchange.fetch(ONION))
@@ -167,6 +214,19 @@ class Exchanging(FakeTor):
         await until(lambda: len(self.told("HSFETCH")) == 2)
         self.content(TEXT)
         self.assertEqual(await done, TEXT.rstrip("\n") + "\n")
+
+    async def test_news_of_a_consensus(self) -> None:
+        self.answers["GETINFO events/names"] = ["250-events/names=STATUS_CLIENT", "250 OK"]
+        exchange = Exchange(self.clock, await connect_control(reactor, self.listen()))
+        news: list[int] = []
+        await exchange.on_consensus(lambda: news.append(1))
+        for event in ("NOTICE ENOUGH_DIR_INFO", "NOTICE CONSENSUS_ARRIVED", "NOTICE CIRCUIT_ESTABLISHED", ""):
+            self.tell(f"STATUS_CLIENT {event}")
+        await exchange._control.queue_command("GETINFO version")
+        self.assertEqual(news, [1])
+        key = "consensus/valid-after"
+        self.answers[f"GETINFO {key}"] = [f"250-{key}=2026-11-21 17:00:00", "250 OK"]
+        self.assertEqual(await exchange.consensus_time(), "2026-11-21 17:00:00")
 
     async def test_no_consensus_yet(self) -> None:
         key = "GETINFO dir/status-vote/current/consensus-microdesc"

@@ -102,6 +102,8 @@ class Reading(SynchronousTestCase):
         self.assertEqual((ring.replicas, ring.spread_store, ring.spread_fetch), (2, 4, 3))
         self.assertEqual((ring.time.interval_s, ring.time.period_length_min), (20, 8))
         self.assertEqual(read_time(CONSENSUS, testing=True), ring.time)
+        self.assertEqual(ring.relays, {node.fingerprint: node.identity for node in ring.directories})
+        self.assertEqual(ring.incomplete, 0)
         self.assertEqual(read_time(CONSENSUS, testing=False).period_length_min, 1440)
 
     def test_directories_that_tor_leaves_out_too(self) -> None:
@@ -111,6 +113,10 @@ class Reading(SynchronousTestCase):
         self.assertEqual(self.directories(re.sub(r"(\npr .*?)HSDir=2", r"\1HSDir=1", CONSENSUS, count=1)), 4)
         self.assertEqual(self.directories(CONSENSUS, MICRODESCRIPTORS.replace("id ed25519 ", "id ed25519 x", 1)), 4)
         self.assertEqual(self.directories(CONSENSUS, ""), 0)
+        nothing_known = read_ring(CONSENSUS, "", testing=True)
+        self.assertEqual((nothing_known.incomplete, set(nothing_known.relays.values())), (5, {b""}))
+        self.assertEqual(read_ring(without_flag, MICRODESCRIPTORS, testing=True).incomplete, 0)
+        self.assertEqual(len(read_ring(without_flag, MICRODESCRIPTORS, testing=True).relays), 5)
 
     def directories(self, consensus: str, microdescriptors: str = MICRODESCRIPTORS) -> int:
         return len(read_ring(consensus, microdescriptors, testing=True).directories)

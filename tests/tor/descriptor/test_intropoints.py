@@ -23,6 +23,8 @@ from ron.tor.descriptor.intropoints import (
     Extras,
     common_extras,
     read_backend,
+    read_revision,
+    relay_of,
 )
 from ron.tor.descriptor.periods import TimePeriod
 from ron.tor.descriptor.refused import Reason, Refused
@@ -77,6 +79,26 @@ class OfTor(Refusing):
     def test_expired(self) -> None:
         onion, text = recorded()
         self.refused(Reason.EXPIRED, read_backend, text, onion, PERIODS, NOW_S + 60 * 3600)
+
+    def test_only_what_a_directory_sees(self) -> None:
+        onion, text = recorded()
+        self.assertEqual(read_revision(text, onion, PERIODS, NOW_S), (RECORDED_PERIOD, 18131688))
+        self.refused(Reason.STRANGER, read_revision, text, address_of(new_key()), PERIODS, NOW_S)
+        changed = text.replace("revision-counter 18131688", "revision-counter 99999999")
+        self.refused(Reason.BAD_SIGNATURE, read_revision, changed, onion, PERIODS, NOW_S)
+        key, client = descriptor_key(), generate()
+        restricted = build(key, [intro_point("a")], 7, clients=[client.public])
+        self.assertEqual(read_revision(restricted, address(key), PERIODS, NOW_S), (RECORDED_PERIOD, 7))
+
+    def test_relays(self) -> None:
+        onion, text = recorded()
+        for point in read(text, onion).points:
+            fingerprint, identity = relay_of(point)
+            self.assertRegex(fingerprint, "^[0-9A-F]{40}$")
+            self.assertEqual(len(identity), 32)
+            without = point.link_specifiers
+            for wrong in (b"", b"\x00", without[:-1], without + b"x", b"\x09" + without[1:], without[:1] + without[1:] * 2):
+                self.refused(Reason.MALFORMED, relay_of, msgspec.structs.replace(point, link_specifiers=wrong))
 
     def test_another_revision_under_the_same_signature(self) -> None:
         onion, text = recorded()

@@ -28,7 +28,7 @@ from ron.services.oniond.federation.messages import (
     RosterListing,
     ZkHandshake,
 )
-from ron.services.oniond.federation.socks import IsolatedEndpoints
+from ron.tor.isolated import IsolatedEndpoints
 
 T = TypeVar("T")
 _REFUSED = 403

@@ -1,4 +1,4 @@
-"""The five doors of federation: four on the onion for peers, and those of the control API for the operator.
+"""The six doors of federation: four on the onion for peers, and two of the control API for the operator.
 
 In: requests behind `ron.web`. Out: endpoints. On the onion nothing needs a capability: who may is what the handshake
 finds out. No deadline there is shorter than a refusal takes to leave.
@@ -106,16 +106,13 @@ def peer_endpoints(desk: Desk) -> list[Endpoint]:
 
 def operator_endpoints(desk: Desk) -> list[Endpoint]:
     """For the control API."""
-
-    async def connect(_call: Call, body: ConnectRequest) -> SessionView:
-        return await desk.connect(body.peer)
-
+    doors = _OperatorDoors(desk)
     return [
-        Endpoint(method="GET", path="/v1/federation", handler=lambda _call: desk.view(), scope="federation:read"),
+        Endpoint(method="GET", path="/v1/federation", handler=doors.federation, scope="federation:read"),
         Endpoint(
             method="POST",
             path="/v1/federation/connect",
-            handler=connect,
+            handler=doors.connect,
             scope="federation:connect",
             body=ConnectRequest,
             deadline_s=CONNECT_DEADLINE_S,
@@ -124,20 +121,48 @@ def operator_endpoints(desk: Desk) -> list[Endpoint]:
     ]
 
 
+# What each call answers, for the OpenAPI file.
+ANSWERS: dict[tuple[str, str], type[msgspec.Struct]] = {
+    ("GET", "/federate/challenge"): Challenge,
+    ("GET", "/federate/roster"): RosterListing,
+    ("POST", "/federate/zk_handshake"): HandshakeAnswer,
+    ("POST", "/federate/facts"): FactsMessage,
+    ("GET", "/v1/federation"): FederationView,
+    ("POST", "/v1/federation/connect"): SessionView,
+}
+
+
+class _OperatorDoors:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def federation(self, _call: Call) -> FederationView:
+        """Who is federated, who may, and this node's list of holder keys."""
+        return self._desk.view()
+
+    async def connect(self, _call: Call, body: ConnectRequest) -> SessionView:
+        """Federate with a peer now, and exchange transport facts."""
+        return await self._desk.connect(body.peer)
+
+
 class _Doors:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
     def challenge(self, _call: Call) -> Challenge:
+        """A nonce, a one-time key and the list to prove against."""
         return self._federation().challenge()
 
     def roster(self, _call: Call) -> RosterListing:
+        """The list of holder keys, the same for whoever asks."""
         return self._federation().roster()
 
     async def handshake(self, _call: Call, body: ZkHandshake) -> HandshakeAnswer:
+        """A proof that the sender holds one of the capabilities of this node, or the other half of its own proof."""
         return await self._federation().handshake(body)
 
     async def facts(self, _call: Call, body: FactsMessage) -> FactsMessage:
+        """The peer's transport facts, answered with ours."""
         return await self._federation().facts(body)
 
     def _federation(self) -> Federation:

@@ -1,0 +1,409 @@
+"""A node of a RustBalance cluster hosted: its rooms made and joined, its two tors, the operators' socket.
+
+In: `[balance]`, the node's files, tors that somebody else runs. Out: the service for the supervisor and the site of the
+control API. One code path: `twistd -n ron-balance` and a ron-node with `balance.enabled` both host this.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
+from txtorcon import TorControlProtocol
+
+from ron.crypto import x509
+from ron.crypto.hpke import PrivateKey, Suite
+from ron.kernel.aio import within
+from ron.kernel.files import private_dir, read_private, socket_path
+from ron.nodes.parts import Host, Part
+from ron.nodes.parts.tornet import BALANCE_ROLES, BusTorHost
+from ron.nodes.runtime import Runtime
+from ron.proto.addresses import HostPort, parse_host_port
+from ron.proto.balance import NodeName, ServiceName, Where
+from ron.proto.balanceviews import InvitationAnswer, TokenAnswer
+from ron.proto.errors import ErrorCode, RonError, bad_request
+from ron.services.balance import api
+from ron.services.balance.cluster import Cluster, Standing, Timing
+from ron.services.balance.conductor import Conductor, to_prepare
+from ron.services.balance.config import BalanceConfig
+from ron.services.balance.heads.head import TorHead
+from ron.services.balance.mesh.files import NodeFiles, invitation
+from ron.services.balance.mesh.mesh import MeshService
+from ron.services.balance.operations import OperatorsDesk
+from ron.services.balance.publishing.canary import Canary
+from ron.services.balance.publishing.outside import Figures
+from ron.services.balance.publishing.room import Publishing
+from ron.services.balance.records import Records
+from ron.services.balance.service import BalanceService
+from ron.services.balance.telemetry import Telemetry
+from ron.services.balance.vault.service import KeyVault
+from ron.services.balance.views import Outlook
+from ron.tor.attached import AttachedTor
+from ron.tor.control import ANSWER_TIMEOUT_S
+from ron.tor.descriptor.exchange import Exchange
+from ron.tor.descriptor.periods import TimePeriod
+from ron.tor.isolated import IsolatedEndpoints
+from ron.web.site import RonSite
+
+HEAD_ROLE, OUTSIDE_ROLE = BALANCE_ROLES
+CONTROL_SOCKET = "run/balance.sock"
+HEAD_FOLDER = "balance-head"
+CA_FOLDER = "ca"
+PASSPHRASE_VARIABLE = "RON_CA_PASSPHRASE"  # noqa: S105 - the variable's name
+# The consensus is there as soon as the tor is up; without one there is nothing to be ready for.
+READY_POLL_S = 0.2
+_log = Logger(namespace="ron.balance")
+
+
+class HostedBalance:
+    """One process's node of a cluster. where: the operators' socket.
+
+    Raises `RonError` for files that are not there or damaged, and for an address that cannot be listened on.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        config: BalanceConfig = runtime.config.current.balance
+        self._runtime = runtime
+        self.where = control_socket(runtime, config)
+        self._files = files = _files(runtime, config)
+        reactor, health, metrics = runtime.reactor, runtime.health, runtime.metrics
+        self._tors = BusTorHost(runtime.bus)
+        self._outside_port = 0
+        self._seal = PrivateKey.generate(Suite.PQ)
+        self.mesh = MeshService(
+            reactor,
+            files=files,
+            listen=_address(config.listen, "balance.listen"),
+            health=health,
+            metrics=metrics,
+            advertise=(config.advertise,) if config.advertise else (),
+            seeds=config.seeds,
+            socks=_address(config.socks, "balance.socks") if config.socks else None,
+            seal_key=self._seal.public.raw,
+            on_end=self._ended,
+        )
+        self._records = Records(self.mesh.book, self._wishes)
+        self.cluster = Cluster(files.name, Timing.of(config), now_s=reactor.seconds(), unix_ms=now_ms())
+        self.vault = KeyVault(
+            reactor,
+            self.mesh,
+            seal=self._seal,
+            cluster=files.cluster,
+            approval=config.approval,
+            periods=self._periods,
+            health=health,
+            metrics=metrics,
+            floor=self._floor,
+            allow_unlocked=True,
+        )
+        self.room = Publishing(
+            reactor,
+            testing=runtime.config.current.onion.network != "public",
+            tie=self.mesh.me.number % 1000,
+            signer=self.vault.signer,
+            holds=lambda: to_prepare(self.vault, self._records, leads=self.conductor.leads),
+            ask=lambda service, why: self._ask(service, str(why)),
+            every_s=lambda: float(self._wishes().publish_every_s),
+            figures=Figures(metrics),
+            on_heads=lambda name: self.node.shelf_changed(name),
+            on_ring=lambda ring: self.node.ring_changed(ring),
+        )
+        self.conductor = Conductor(
+            reactor,
+            cluster=self.cluster,
+            vault=self.vault,
+            records=self._records,
+            room=self.room,
+            told=lambda: self.node.tell(),
+        )
+        self.head = TorHead(
+            reactor,
+            host=self._tors,
+            tor=HEAD_ROLE,
+            folder=private_dir((runtime.ram or runtime.home) / HEAD_FOLDER),
+            masters=(),
+            ports=tuple(port for service in config.services for port in service.ports),
+            config=self._wishes,
+            metrics=metrics,
+            health=health,
+            socks_port=lambda: self._outside_port,
+        )
+        self.canaries = Canaries(self._canary)
+        self._telemetry = Telemetry(metrics)
+        self.node = BalanceService(
+            reactor,
+            self._wishes,
+            mesh=self.mesh,
+            vault=self.vault,
+            head=self.head,
+            cluster=self.cluster,
+            conductor=self.conductor,
+            records=self._records,
+            room=self.room,
+            visits=self.canaries,
+            health=health,
+            now_ms=now_ms,
+            masters_changed=self.head.set_masters,
+            stands=self._stands,
+        )
+        self._outlook = Outlook(
+            self.node,
+            cluster=files.cluster.hex(),
+            vault=self.vault,
+            holding=self.room.holding,
+            reachable=self.canaries.reachable,
+            pace_s=lambda: float(self._wishes().publish_every_s),
+            now_s=time.time,
+        )
+        self.desk = OperatorsDesk(
+            reactor,
+            self.node,
+            self._outlook,
+            self.vault,
+            MeshGate(self.mesh, files, runtime.home / CA_FOLDER),
+            self._wishes,
+            now_ms,
+            leave=self._leave,
+        )
+        self._outside = AttachedTor(
+            reactor, name=OUTSIDE_ROLE, host=self._tors, on_up=self._attach, on_down=self.room.detach
+        )
+        self.service = _Rooms(self)
+
+    # For whoever hosts it
+
+    async def ready(self) -> None:
+        """The Tor network is known: from now on this node can serve and publish."""
+        while self.room.network.ring is None:
+            await deferLater(self._runtime.reactor, READY_POLL_S)
+
+    def site(self) -> RonSite:
+        """What the operators' socket answers."""
+        endpoints = [*api.endpoints(self.desk, self._runtime.reactor), *self._runtime.admin_endpoints()]
+        return self._runtime.site(endpoints, body_limit=api.BODY_LIMIT_BYTES, name="balance")
+
+    # Life
+
+    async def start(self) -> None:
+        """From the inside out: what is asked of a room finds it there."""
+        self.room.start()
+        self.mesh.startService()
+        self.vault.startService()
+        self.node.startService()
+        await self.head.start()
+        self._outside.start()
+
+    async def stop(self) -> None:
+        """From the outside in; secrets last, when nobody signs any more."""
+        self.node.stopService()
+        self.canaries.follow({})
+        self._outside.stop()
+        await self.head.stop()
+        self.room.stop()
+        self.vault.stopService()
+        if self.mesh.running:
+            await self.mesh.stopService()
+
+    # Within
+
+    def _wishes(self) -> BalanceConfig:
+        found: BalanceConfig = self._runtime.config.current.balance
+        return found
+
+    def _floor(self, service: ServiceName) -> int | None:
+        found = [one for one in self._wishes().services if one.name == service and one.mode == "threshold"]
+        return found[0].threshold if found else None
+
+    def _periods(self) -> tuple[TimePeriod, ...]:
+        ring = self.room.network.ring
+        if ring is None:
+            return ()
+        now = ring.time.period
+        return tuple(sorted({now.shifted(-1), now, now.shifted(1), *(due.period for due in ring.time.due())}))
+
+    def _ask(self, service: ServiceName, why: str) -> None:
+        self.node.ask_to_publish(f"{service}: {why}")
+
+    async def _attach(self, control: TorControlProtocol) -> None:
+        self._outside_port = await self._tors.socks_port(OUTSIDE_ROLE)
+        exchange = Exchange(self._runtime.reactor, control)
+        await exchange.open()
+        await self.room.attach(exchange)
+
+    def _canary(self, service: ServiceName, onion: str) -> Canary:
+        reactor = self._runtime.reactor
+        wanted = next(one for one in self._wishes().services if one.name == service)
+        return Canary(
+            reactor,
+            service=service,
+            onion=onion,
+            port=int(wanted.ports[0].partition(":")[0]),
+            ways=lambda: IsolatedEndpoints(reactor, self._outside_port),
+            ask=lambda name, why: self._ask(name, str(why)),
+            every_s=lambda: float(self._wishes().canary_s),
+            figures=self.room.figures,
+            random=random.random,
+            fresh=self._forget_onions,
+            speaks="tcp",
+        )
+
+    async def _forget_onions(self) -> None:
+        control = self._outside.control
+        if control is not None:
+            await within(self._runtime.reactor, ANSWER_TIMEOUT_S, control.signal("NEWNYM"))
+
+    def _stands(self, standing: Standing) -> None:
+        self._telemetry.stands(self._outlook.view(standing))
+
+    def _ended(self, error: RonError) -> None:
+        self._runtime.say(f"{self._runtime.name}: {error.one_line()}")
+        self._leave()
+
+    def _leave(self) -> None:
+        self._runtime.reactor.stop()
+
+
+class _Rooms(Service):
+    """The life of all of it, for the supervisor."""
+
+    def __init__(self, hosted: HostedBalance) -> None:
+        self._hosted = hosted
+        self._started: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """Begin."""
+        super().startService()
+        self._started = Deferred.fromCoroutine(self._hosted.start())
+        self._started.addErrback(
+            lambda failure: _log.failure("the head did not start", failure, event="balance_not_started")
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """End; fires when nothing of it is left."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._hosted.stop())
+
+
+class Canaries:
+    """A visitor for each service whose ports this node knows."""
+
+    def __init__(self, make: Callable[[ServiceName, str], Canary]) -> None:
+        self._make = make
+        self._all: dict[ServiceName, tuple[str, Canary]] = {}
+
+    def follow(self, services: dict[ServiceName, str]) -> None:
+        """Visit these, by name, and no others."""
+        for name, (onion, canary) in list(self._all.items()):
+            if services.get(name) != onion:
+                canary.stop()
+                del self._all[name]
+        for name, onion in services.items():
+            if name not in self._all:
+                canary = self._make(name, onion)
+                self._all[name] = onion, canary
+                canary.start()
+
+    def reachable(self, name: ServiceName) -> bool | None:
+        """Did the last visit get there? None while there was none."""
+        visit = self._all[name][1].last if name in self._all else None
+        return None if visit is None else not visit.problem
+
+
+class MeshGate:
+    """`operations.Gate`: the mesh, the node's files, and the CA's folder where there is one."""
+
+    def __init__(self, mesh: MeshService, files: NodeFiles, ca: Path) -> None:
+        self._mesh = mesh
+        self._files = files
+        self._ca = ca
+
+    async def remove(self, name: NodeName) -> None:
+        """As `MeshService.remove`."""
+        await self._mesh.remove(name)
+
+    async def rotate_token(self) -> TokenAnswer:
+        """A new token, and who is there to get it."""
+        version = await self._mesh.rotate_token()
+        there = [name for name, peer in self._mesh.peers().items() if peer.connected]
+        return TokenAnswer(version=version, told=tuple(sorted(there)))
+
+    async def invite(self, name: NodeName, addresses: tuple[Where, ...]) -> InvitationAnswer:
+        """With the CA of this home. Raises Unsupported without one."""
+        if name in self._mesh.members():
+            raise bad_request(f"{name} is a member already", "choose another name, or remove it first")
+        seeds = tuple(address for member in self._mesh.members().values() for address in member.addresses)
+        bundle: str = await deferToThread(self._invitation, name, seeds)
+        return InvitationAnswer(name=name, bundle=bundle)
+
+    def _invitation(self, name: NodeName, seeds: tuple[str, ...]) -> str:
+        """Blocks."""
+        phrase = os.environ.get(PASSPHRASE_VARIABLE)
+        try:
+            key, certificate = read_private(self._ca / "ca.key"), (self._ca / "ca.pem").read_bytes()
+        except OSError:
+            raise RonError(
+                ErrorCode.UNSUPPORTED,
+                "this node has no CA to sign an invitation with",
+                hint="ronctl balance invite NAME --ca-dir DIR --seed HOST:PORT",
+            ) from None
+        authority = x509.load_ca(certificate, key, phrase.encode() if phrase else None)
+        return invitation(self._files, name, authority, seeds[:8])
+
+
+class BalancePart(Part):
+    """In a ron-node."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._hosted = HostedBalance(host.runtime)
+        self.service: Any = self._hosted.service
+
+    async def ready(self) -> None:
+        """As `HostedBalance.ready`."""
+        await self._hosted.ready()
+
+    def sites(self) -> dict[str, RonSite]:
+        """The operators' socket."""
+        return {"balance": self._hosted.site()}
+
+    def where(self, _listener: str) -> Path:
+        """A Unix socket of its own."""
+        return self._hosted.where
+
+
+def control_socket(runtime: Runtime, config: BalanceConfig) -> Path:
+    """Where the operators' API listens."""
+    if config.control.startswith("/"):
+        return socket_path(Path(config.control))
+    return socket_path(runtime.home / (config.control or CONTROL_SOCKET))
+
+
+def now_ms() -> int:
+    """Unix milliseconds."""
+    return int(time.time() * 1000)
+
+
+def _files(runtime: Runtime, config: BalanceConfig) -> NodeFiles:
+    files = NodeFiles.open(runtime.home / config.directory)
+    if files.name != config.node:
+        raise bad_request(
+            f"the files in {runtime.home / config.directory} are of node {files.name}, not {config.node}",
+            hint="set balance.node, or balance.directory",
+        )
+    return files
+
+
+def _address(text: str, key: str) -> HostPort:
+    try:
+        return parse_host_port(text)
+    except ValueError as error:
+        raise bad_request(f"{key}: {error}", hint="an IP address and a port, 10.7.0.1:9470") from None
