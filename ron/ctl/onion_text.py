@@ -108,7 +108,8 @@ def backends_text(reports: Sequence[BackendReport]) -> str:
     """What each can do, and why it cannot."""
     blocks = []
     for report in reports:
-        state = "can be used" if report.available else "cannot be used"
+        # one that is there and can do nothing for us is of no more use than one that is not
+        state = "can be used" if report.available and report.capabilities else "cannot be used"
         rows = [f"{report.name}  {report.version or '-'}  {plain_text(report.path or '-')}  {state}"]
         rows += [f"  yes  {capability}" for capability in sorted(report.capabilities)]
         rows += [f"  no   {gap.capability:<18}  {plain_text(gap.why)}" for gap in report.gaps]

@@ -10,7 +10,6 @@ import contextlib
 
 import msgspec
 
-from ron.crypto.secrets import harden_process
 from ron.kernel import Config
 from ron.kernel.files import write_private
 from ron.kernel.inprocess import ServiceUnit
@@ -25,6 +24,7 @@ from ron.nodes.parts.tornet import NetworkService, check_backend, make_network, 
 from ron.nodes.runtime import Runtime
 from ron.proto.addresses import parse_host_port
 from ron.proto.errors import RonError
+from ron.proto.exitcodes import Exit, exit_code
 from ron.services.configs import BalancedConfig, loopback
 
 NAME = "ron-balance"
@@ -75,9 +75,8 @@ class BalanceDaemon(Daemon):
         self._listening: list[Listening] = []
         self._supervisor = Supervisor(runtime.reactor, runtime.bus, runtime.health, runtime.metrics)
         self.network = make_network(runtime, config.current.onion, (HEAD_ROLE, OUTSIDE_ROLE))
-        self.balance = HostedBalance(runtime)
+        self.balance = HostedBalance(runtime, self._ended)
         self._site = self.balance.site()
-        harden_process()
 
     async def begin(self) -> None:
         """Health endpoints first, then tors and the node, then facts and banner."""
@@ -113,6 +112,12 @@ class BalanceDaemon(Daemon):
             f"\n    SOCKS              127.0.0.1:{facts.socks_port}"
             "\n    look               ronctl balance status\n"
         )
+
+    def _ended(self, error: RonError | None) -> None:
+        """There is nothing else that this process is for."""
+        if error is not None:
+            self.runtime.say(f"{NAME}: {error.one_line()}")
+        self.leave(exit_code(error) if error is not None else Exit.OK)
 
     async def end(self) -> None:
         """Listeners, node, tors; in amnesia also what was in memory-backed files."""

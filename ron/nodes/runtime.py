@@ -37,7 +37,7 @@ from ron.kernel.openspans import OpenSpans
 from ron.kernel.profiling import Profiler
 from ron.kernel.slo import Degradation
 from ron.kernel.threads import BoundedPool
-from ron.kernel.tls import ServerTls
+from ron.kernel.tls import ReloadableTls, ServerTls
 from ron.kernel.tls_listen import wrap_tls
 from ron.kernel.tls_watch import CertificateWatch
 from ron.kernel.tracing import Tracing
@@ -239,6 +239,14 @@ class Runtime:
         """The same behind TLS 1.3. Raises `TlsError` when its files cannot be used."""
         return Listening(self.reactor, where, site, self._behind_tls(site, name, tls))
 
+    def watch_certificates(self, contexts: Mapping[str, ReloadableTls]) -> None:
+        """Take new files of these into use by themselves, and say when one is about to expire."""
+        if self._certificates is None:
+            self._certificates = CertificateWatch(self.reactor, health=self.health, metrics=self.metrics)
+            self._certificates.setServiceParent(self._services)
+        for name, context in contexts.items():
+            self._certificates.add(name, context)
+
     @property
     def drain_s(self) -> float:
         """What connections have for finishing at the end."""
@@ -330,10 +338,7 @@ class Runtime:
     def _behind_tls(self, site: RonSite, name: str, tls: TlsConfig) -> IProtocolFactory:
         client_ca = self.home / tls.client_ca if tls.client_ca else None
         context = ServerTls(self.home / tls.certificate, self.home / tls.key, client_ca)
-        if self._certificates is None:
-            self._certificates = CertificateWatch(self.reactor, health=self.health, metrics=self.metrics)
-            self._certificates.setServiceParent(self._services)
-        self._certificates.add(name, context)
+        self.watch_certificates({name: context})
         handshake_s = self.edge.limits.handshake_timeout_ms / 1000
         allowed = frozenset(tls.clients) or None
         return wrap_tls(self.reactor, site, context, metrics=self.metrics, handshake_s=handshake_s, allowed=allowed)

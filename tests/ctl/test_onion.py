@@ -170,6 +170,19 @@ class Keys(SynchronousTestCase):
             "not installed", CliRunner().invoke(ronctl, ["onion", "backends", "--tor", "/nonexistent"]).output
         )
 
+    def test_an_arti_that_is_there_cannot_be_used_all_the_same(self) -> None:
+        arti = Path(self.mktemp()).absolute()
+        arti.write_text("#!/bin/sh\ncase $1 in --version) echo Arti 1.4.2;; help) echo hss;; esac\n")
+        arti.chmod(0o755)
+        words = ["onion", "backends", "--tor", "/nonexistent", "--arti", str(arti)]
+        (_tor, report) = json.loads(CliRunner().invoke(ronctl, [*words, "--json"]).output)["backends"]
+        self.assertEqual((report["available"], report["version"], report["capabilities"]), (True, "1.4.2", []))
+        shown = CliRunner().invoke(ronctl, words).output
+        self.assertIn(f"arti  1.4.2  {arti}  cannot be used", shown)
+        self.assertNotIn("can be used", shown)
+        self.assertNotIn("  yes  ", shown)
+        self.assertIn("arti has since 1.4.3", shown)
+
 
 class Commands(WithOniond):
     """Against the runtime."""

@@ -30,13 +30,13 @@ from ron.services.balance.publishing.outside import Figures
 from ron.services.balance.publishing.publisher import Master, Publication
 from ron.services.balance.publishing.room import Publishing
 from ron.services.balance.publishing.schedule import Asked, Found
-from ron.tor.isolated import IsolatedEndpoints
 from ron.tor.binary import find_tor
 from ron.tor.control import ask
 from ron.tor.descriptor.blinding import KeySigner
 from ron.tor.descriptor.build import build
 from ron.tor.descriptor.exchange import Exchange, Posted
 from ron.tor.descriptor.hashring import HsDir
+from ron.tor.isolated import IsolatedEndpoints
 from ron.tor.onionkeys import address_of, new_key
 from ron.tor.privnet import PrivateNetwork
 from tests.live.support import NO_TOR

@@ -6,7 +6,6 @@ control API. One code path: `twistd -n ron-balance` and a ron-node with `balance
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -14,29 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
-from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from txtorcon import TorControlProtocol
 
-from ron.crypto import x509
 from ron.crypto.hpke import PrivateKey, Suite
-from ron.kernel.aio import within
-from ron.kernel.files import private_dir, read_private, socket_path
+from ron.crypto.secrets import harden_process
+from ron.kernel.aio import cancellable, within
+from ron.kernel.files import private_dir, socket_path
 from ron.nodes.parts import Host, Part
 from ron.nodes.parts.tornet import BALANCE_ROLES, BusTorHost
 from ron.nodes.runtime import Runtime
 from ron.proto.addresses import HostPort, parse_host_port
-from ron.proto.balance import NodeName, ServiceName, Where
-from ron.proto.balanceviews import InvitationAnswer, TokenAnswer
-from ron.proto.errors import ErrorCode, RonError, bad_request
+from ron.proto.balance import ServiceName
+from ron.proto.errors import RonError, bad_request, unavailable
 from ron.services.balance import api
+from ron.services.balance.canaries import Canaries
 from ron.services.balance.cluster import Cluster, Standing, Timing
 from ron.services.balance.conductor import Conductor, to_prepare
 from ron.services.balance.config import BalanceConfig
+from ron.services.balance.gate import MeshGate
 from ron.services.balance.heads.head import TorHead
-from ron.services.balance.mesh.files import NodeFiles, invitation
+from ron.services.balance.mesh.files import NodeFiles
 from ron.services.balance.mesh.mesh import MeshService
 from ron.services.balance.operations import OperatorsDesk
 from ron.services.balance.publishing.canary import Canary
@@ -45,10 +45,11 @@ from ron.services.balance.publishing.room import Publishing
 from ron.services.balance.records import Records
 from ron.services.balance.service import BalanceService
 from ron.services.balance.telemetry import Telemetry
+from ron.services.balance.vanguards import SharedGuards
 from ron.services.balance.vault.service import KeyVault
 from ron.services.balance.views import Outlook
 from ron.tor.attached import AttachedTor
-from ron.tor.control import ANSWER_TIMEOUT_S
+from ron.tor.control import ANSWER_TIMEOUT_S, ask
 from ron.tor.descriptor.exchange import Exchange
 from ron.tor.descriptor.periods import TimePeriod
 from ron.tor.isolated import IsolatedEndpoints
@@ -58,20 +59,22 @@ HEAD_ROLE, OUTSIDE_ROLE = BALANCE_ROLES
 CONTROL_SOCKET = "run/balance.sock"
 HEAD_FOLDER = "balance-head"
 CA_FOLDER = "ca"
-PASSPHRASE_VARIABLE = "RON_CA_PASSPHRASE"  # noqa: S105 - the variable's name
 # The consensus is there as soon as the tor is up; without one there is nothing to be ready for.
 READY_POLL_S = 0.2
+READY_S = 60.0
 _log = Logger(namespace="ron.balance")
 
 
 class HostedBalance:
-    """One process's node of a cluster. where: the operators' socket.
+    """One process's node of a cluster. where: the operators' socket. ended: called once when this node may not go on:
+    it has left (None), was removed, or is a copy of another one that runs.
 
     Raises `RonError` for files that are not there or damaged, and for an address that cannot be listened on.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, ended: Callable[[RonError | None], None]) -> None:
         config: BalanceConfig = runtime.config.current.balance
+        harden_process()
         self._runtime = runtime
         self.where = control_socket(runtime, config)
         self._files = files = _files(runtime, config)
@@ -89,7 +92,7 @@ class HostedBalance:
             seeds=config.seeds,
             socks=_address(config.socks, "balance.socks") if config.socks else None,
             seal_key=self._seal.public.raw,
-            on_end=self._ended,
+            on_end=ended,
         )
         self._records = Records(self.mesh.book, self._wishes)
         self.cluster = Cluster(files.name, Timing.of(config), now_s=reactor.seconds(), unix_ms=now_ms())
@@ -103,7 +106,7 @@ class HostedBalance:
             health=health,
             metrics=metrics,
             floor=self._floor,
-            allow_unlocked=True,
+            allow_unlocked=config.allow_unlocked,
         )
         self.room = Publishing(
             reactor,
@@ -138,6 +141,16 @@ class HostedBalance:
             socks_port=lambda: self._outside_port,
         )
         self.canaries = Canaries(self._canary)
+        self.guards = SharedGuards(
+            reactor,
+            self.mesh.book,
+            self.head,
+            wanted=lambda: self._wishes().vanguards,
+            leads=lambda: self.conductor.leads,
+            relays=self._relays,
+            now_s=time.time,
+            rng=random.SystemRandom(),
+        )
         self._telemetry = Telemetry(metrics)
         self.node = BalanceService(
             reactor,
@@ -172,19 +185,26 @@ class HostedBalance:
             MeshGate(self.mesh, files, runtime.home / CA_FOLDER),
             self._wishes,
             now_ms,
-            leave=self._leave,
+            leave=lambda: ended(None),
         )
         self._outside = AttachedTor(
             reactor, name=OUTSIDE_ROLE, host=self._tors, on_up=self._attach, on_down=self.room.detach
         )
+        runtime.watch_certificates({"balance.mesh": self.mesh.listener_tls, "balance.dial": self.mesh.dialler_tls})
         self.service = _Rooms(self)
 
     # For whoever hosts it
 
     async def ready(self) -> None:
-        """The Tor network is known: from now on this node can serve and publish."""
-        while self.room.network.ring is None:
-            await deferLater(self._runtime.reactor, READY_POLL_S)
+        """The Tor network is known: from now on this node can serve and publish. Raises what starting it raised.
+
+        Without a network it is there all the same after a minute, and says what it lacks: it has its place in the mesh.
+        """
+        await self.service.started()
+        reactor = self._runtime.reactor
+        give_up_s = reactor.seconds() + READY_S
+        while self.room.network.ring is None and reactor.seconds() < give_up_s:
+            await deferLater(reactor, READY_POLL_S)
 
     def site(self) -> RonSite:
         """What the operators' socket answers."""
@@ -201,9 +221,11 @@ class HostedBalance:
         self.node.startService()
         await self.head.start()
         self._outside.start()
+        self.guards.start()
 
     async def stop(self) -> None:
         """From the outside in; secrets last, when nobody signs any more."""
+        self.guards.stop()
         self.node.stopService()
         self.canaries.follow({})
         self._outside.stop()
@@ -256,6 +278,11 @@ class HostedBalance:
             speaks="tcp",
         )
 
+    async def _relays(self) -> str:
+        if self._outside.control is None:
+            raise unavailable("its tor is not there")
+        return await ask(self._runtime.reactor, self._outside.control, "ns/all")
+
     async def _forget_onions(self) -> None:
         control = self._outside.control
         if control is not None:
@@ -264,99 +291,36 @@ class HostedBalance:
     def _stands(self, standing: Standing) -> None:
         self._telemetry.stands(self._outlook.view(standing))
 
-    def _ended(self, error: RonError) -> None:
-        self._runtime.say(f"{self._runtime.name}: {error.one_line()}")
-        self._leave()
-
-    def _leave(self) -> None:
-        self._runtime.reactor.stop()
-
 
 class _Rooms(Service):
     """The life of all of it, for the supervisor."""
 
     def __init__(self, hosted: HostedBalance) -> None:
         self._hosted = hosted
-        self._started: Deferred[None] | None = None
+        self._start: Deferred[None] | None = None
 
     def startService(self) -> None:
         """Begin."""
         super().startService()
-        self._started = Deferred.fromCoroutine(self._hosted.start())
-        self._started.addErrback(
-            lambda failure: _log.failure("the head did not start", failure, event="balance_not_started")
-        )
+        self._start = Deferred.fromCoroutine(self._hosted.start())
+        self._start.addErrback(_not_started)
+
+    async def started(self) -> None:
+        """Return once it has begun. Raises what beginning raised."""
+        if self._start is not None:
+            await cancellable(self._start)
 
     def stopService(self) -> Deferred[None]:
         """End; fires when nothing of it is left."""
+        if not self.running:
+            return succeed(None)
         super().stopService()
         return Deferred.fromCoroutine(self._hosted.stop())
 
 
-class Canaries:
-    """A visitor for each service whose ports this node knows."""
-
-    def __init__(self, make: Callable[[ServiceName, str], Canary]) -> None:
-        self._make = make
-        self._all: dict[ServiceName, tuple[str, Canary]] = {}
-
-    def follow(self, services: dict[ServiceName, str]) -> None:
-        """Visit these, by name, and no others."""
-        for name, (onion, canary) in list(self._all.items()):
-            if services.get(name) != onion:
-                canary.stop()
-                del self._all[name]
-        for name, onion in services.items():
-            if name not in self._all:
-                canary = self._make(name, onion)
-                self._all[name] = onion, canary
-                canary.start()
-
-    def reachable(self, name: ServiceName) -> bool | None:
-        """Did the last visit get there? None while there was none."""
-        visit = self._all[name][1].last if name in self._all else None
-        return None if visit is None else not visit.problem
-
-
-class MeshGate:
-    """`operations.Gate`: the mesh, the node's files, and the CA's folder where there is one."""
-
-    def __init__(self, mesh: MeshService, files: NodeFiles, ca: Path) -> None:
-        self._mesh = mesh
-        self._files = files
-        self._ca = ca
-
-    async def remove(self, name: NodeName) -> None:
-        """As `MeshService.remove`."""
-        await self._mesh.remove(name)
-
-    async def rotate_token(self) -> TokenAnswer:
-        """A new token, and who is there to get it."""
-        version = await self._mesh.rotate_token()
-        there = [name for name, peer in self._mesh.peers().items() if peer.connected]
-        return TokenAnswer(version=version, told=tuple(sorted(there)))
-
-    async def invite(self, name: NodeName, addresses: tuple[Where, ...]) -> InvitationAnswer:
-        """With the CA of this home. Raises Unsupported without one."""
-        if name in self._mesh.members():
-            raise bad_request(f"{name} is a member already", "choose another name, or remove it first")
-        seeds = tuple(address for member in self._mesh.members().values() for address in member.addresses)
-        bundle: str = await deferToThread(self._invitation, name, seeds)
-        return InvitationAnswer(name=name, bundle=bundle)
-
-    def _invitation(self, name: NodeName, seeds: tuple[str, ...]) -> str:
-        """Blocks."""
-        phrase = os.environ.get(PASSPHRASE_VARIABLE)
-        try:
-            key, certificate = read_private(self._ca / "ca.key"), (self._ca / "ca.pem").read_bytes()
-        except OSError:
-            raise RonError(
-                ErrorCode.UNSUPPORTED,
-                "this node has no CA to sign an invitation with",
-                hint="ronctl balance invite NAME --ca-dir DIR --seed HOST:PORT",
-            ) from None
-        authority = x509.load_ca(certificate, key, phrase.encode() if phrase else None)
-        return invitation(self._files, name, authority, seeds[:8])
+def _not_started(failure: Failure) -> Failure:
+    _log.failure("this node did not start", failure, event="balance_not_started")
+    return failure
 
 
 class BalancePart(Part):
@@ -364,7 +328,7 @@ class BalancePart(Part):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._hosted = HostedBalance(host.runtime)
+        self._hosted = HostedBalance(host.runtime, self._ended)
         self.service: Any = self._hosted.service
 
     async def ready(self) -> None:
@@ -378,6 +342,17 @@ class BalancePart(Part):
     def where(self, _listener: str) -> Path:
         """A Unix socket of its own."""
         return self._hosted.where
+
+    def _ended(self, error: RonError | None) -> None:
+        """The rest of the node goes on; readiness has the reason."""
+        _log.warn(
+            "this node is in its cluster no more: {why}",
+            event="balance_ended",
+            why=error.one_line() if error is not None else "it has left",
+        )
+        self._hosted.service.stopService().addErrback(
+            lambda failure: _log.failure("leaving the cluster broke", failure, event="balance_end_failed")
+        )
 
 
 def control_socket(runtime: Runtime, config: BalanceConfig) -> Path:

@@ -62,6 +62,7 @@ class BalanceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     other nodes' addresses. socks: a SOCKS port for peers whose address is an onion.
     directory: certificate, token and book, relative to the home. control: the operators' Unix socket.
     approval: who gets a key or share: nodes an `operator` approved, each time they start; or any with the `token`.
+    allow_unlocked: go on, degraded, where the system does not lock keys into memory; else that is refused.
     beat_ms, suspect_ms: how often nodes are heard, and when one that is not is taken for dead.
     publish_every_s: a descriptor is at most so old. drift_s: a node whose clock is off by more does not lead.
     siege_introductions_per_s: from there on a head is under siege; 0 is never. quiet_s: when it comes back.
@@ -79,14 +80,15 @@ class BalanceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     directory: PathText = "balance"
     control: Annotated[str, Meta(max_length=90, pattern=r"^[A-Za-z0-9_./-]*\Z")] = ""
     approval: Literal["operator", "token"] = "operator"
+    allow_unlocked: bool = False
     beat_ms: Annotated[int, Meta(ge=50, le=60_000, extra={"unit": "ms"})] = 500
     suspect_ms: Annotated[int, Meta(ge=200, le=600_000, extra={"unit": "ms"})] = 2500
     publish_every_s: Annotated[int, Meta(ge=10, le=7200, extra={"unit": "s", **LIVE})] = 600
-    drift_s: Annotated[float, Meta(ge=0.1, le=3600, extra={"unit": "s", **LIVE})] = 30.0
+    drift_s: Annotated[float, Meta(ge=0.1, le=3600, extra={"unit": "s"})] = 30.0
     siege_introductions_per_s: Annotated[float, Meta(ge=0, le=1e6, extra=LIVE)] = 30.0
-    quiet_s: Annotated[int, Meta(ge=1, le=86_400, extra={"unit": "s", **LIVE})] = 120
+    quiet_s: Annotated[int, Meta(ge=1, le=86_400, extra={"unit": "s"})] = 120
     ghost_grace_s: Annotated[int, Meta(ge=0, le=3600, extra={"unit": "s", **LIVE})] = 10
-    roulette_s: Annotated[int, Meta(ge=10, le=86_400, extra={"unit": "s", **LIVE})] = 600
+    roulette_s: Annotated[int, Meta(ge=10, le=86_400, extra={"unit": "s"})] = 600
     roulette_for_s: Annotated[int, Meta(ge=10, le=604_800, extra={"unit": "s", **LIVE})] = 7200
     canary_s: Annotated[int, Meta(ge=0, le=86_400, extra={"unit": "s", **LIVE})] = 60
     vanguards: bool = False

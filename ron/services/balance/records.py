@@ -33,9 +33,9 @@ class Records:
                 found[key.removeprefix(PREFIX)] = record
         return found
 
-    def served(self) -> dict[ServiceName, ServiceRecord]:
-        """Those for which this node's head has ports."""
-        named = {service.name for service in self._wishes().services}
+    def open(self) -> dict[ServiceName, ServiceRecord]:
+        """Those of this node's config that anybody may visit, this node too."""
+        named = {service.name for service in self._wishes().services if not service.clients}
         return {name: record for name, record in self.all().items() if name in named}
 
     def masters(self) -> Mapping[ServiceName, Master]:

@@ -89,6 +89,7 @@ class BalanceService(Service):
         self._masters_changed = masters_changed
         self._stands = stands
         self._linked: set[NodeName] = set()
+        self._prepared: tuple[frozenset[ServiceName], bool] = (frozenset(), False)
         self._asked_s: dict[NodeName, float] = {}
         self._sent = ""
         self._masters: list[str] = []
@@ -147,6 +148,7 @@ class BalanceService(Service):
         standing = cluster.tick(now_s, self._now_ms())
         (self.head.serve if standing.duties.head == "serve" else self.head.ghost)()
         self.conductor.act(standing)
+        self._prepare(standing)
         self._show(standing)
         self._stands(standing)
         return standing
@@ -157,9 +159,12 @@ class BalanceService(Service):
             return
         self.mesh.broadcast(BEAT, self.cluster.beat(self._reactor.seconds()))
         descriptor, digest = self.head.descriptor(), self.head.report().descriptor
-        if descriptor is not None and digest != self._sent:
+        if descriptor is None:
+            return
+        if digest != self._sent:
             self._sent = digest
             self.mesh.broadcast(DESCRIPTOR, descriptor)
+        if not self.room.confirm(self.mesh.name, digest):
             self.room.offer(self.mesh.name, descriptor)
 
     def soon(self) -> None:
@@ -171,6 +176,13 @@ class BalanceService(Service):
     def _at_once(self) -> None:
         self._soon = None
         self._beat()
+
+    def _prepare(self, standing: Standing) -> None:
+        """Keys that this node will need, before it needs them."""
+        may = self.vault.holds(), standing.duties.lead
+        if may != self._prepared:
+            self._prepared = may
+            self.room.prepare()
 
     def _unable(self) -> str:
         if self.room.network.ring is None:
@@ -281,7 +293,7 @@ class BalanceService(Service):
         if masters != self._masters:
             self._masters = masters
             self._masters_changed(masters)
-        self._visits.follow({name: record.onion for name, record in self.records.served().items()})
+        self._visits.follow({name: record.onion for name, record in self.records.open().items()})
         groups = {name: record.group for name, record in records.items()}
         for name, group in self._groups.items():
             if groups.get(name) != group:

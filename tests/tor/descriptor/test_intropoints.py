@@ -97,7 +97,8 @@ class OfTor(Refusing):
             self.assertRegex(fingerprint, "^[0-9A-F]{40}$")
             self.assertEqual(len(identity), 32)
             without = point.link_specifiers
-            for wrong in (b"", b"\x00", without[:-1], without + b"x", b"\x09" + without[1:], without[:1] + without[1:] * 2):
+            twice = bytes([2 * without[0]]) + without[1:] * 2
+            for wrong in (b"", b"\x00", without[:-1], without + b"x", b"\x09" + without[1:], twice):
                 self.refused(Reason.MALFORMED, relay_of, msgspec.structs.replace(point, link_specifiers=wrong))
 
     def test_another_revision_under_the_same_signature(self) -> None:

@@ -20,8 +20,8 @@ LISTENING = "listening"
 
 
 class Fitness(enum.IntEnum):
-    """How able a node is to lead, best first. OUT: never; the others lead when there is nobody better: a descriptor by a
-    wrong clock is better than none."""
+    """How able a node is to lead, best first. OUT: never; the others when there is nobody better, because a descriptor
+    by a wrong clock is better than none."""
 
     FIT = 0
     WRONG_CLOCK = 1

@@ -45,7 +45,7 @@ class Sensor:
             self._address = await metrics_address(self._reactor, control)
         except RonError as error:
             self._address = None
-            _log.warn("introductions are counted by circuits: {reason}", reason=error.message)
+            _log.info("introductions are counted by circuits: {reason}", reason=error.message)
         self._meter = Meter()
         self._seen = self._visits.introductions
 

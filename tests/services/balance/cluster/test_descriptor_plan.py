@@ -97,6 +97,8 @@ class Broken(Planning):
     def test_better_one_without_a_target_than_none(self) -> None:
         self.assertEqual(self.plan(a=well(healthy=False), b=well(mode="down")).listed, ("a",))
         self.assertEqual(self.plan(a=well(mode="down")).listed, ())
+        # a ghost is called back for it
+        self.assertIn("a", self.plan(a=well(mode="ghost", healthy=False), b=well(mode="down")).wanted)
 
 
 class Sieged(Planning):

@@ -165,7 +165,8 @@ class Model(RuleBasedStateMachine):
                 self.sieged_s.setdefault(node.name, self.world.now_s)
         self.world.disturb()
         self.go(3)
-        assert not [node for node in self.world.alive() if node.standing.duties.lead and not node.standing.plan.listed]
+        for node in self.world.alive():
+            assert not node.standing.duties.lead or node.standing.plan.listed, f"{node.name}: {node.standing.plan}"
 
     @rule()
     def sieges_end(self) -> None:
@@ -219,7 +220,8 @@ class Model(RuleBasedStateMachine):
         assert all(posting.heads for posting in self.world.postings)
         for node in self.world.alive():
             serves = node.healthy and not node.ghost and self.world.now_s - node.started_s > 1
-            assert not (serves and node.standing.leader == node.name) or node.standing.plan.listed
+            plan = node.standing.plan
+            assert not (serves and node.standing.leader == node.name) or plan.listed, f"{node.name}: {plan}"
 
     # What must hold after a while
 
@@ -250,7 +252,8 @@ class Model(RuleBasedStateMachine):
         healthy = {node.name for node in living if node.healthy and self.well_s[node.name] < self.world.now_s}
         if not healthy and not any(node.healthy for node in living):
             return
-        assert last and self.world.now_s - last[-1].at_s <= TIMING.publish_every_s + TIMING.publish_grace_s
+        most_s = TIMING.publish_every_s + TIMING.publish_grace_s
+        assert last and self.world.now_s - last[-1].at_s <= most_s, f"{leader} last published {last[-1:]}"
         assert healthy <= set(last[-1].heads), f"{healthy} are well, {last[-1].heads} are listed"
         assert set(last[-1].heads) <= {node.name for node in living}
         sieged = set(self.sieged_s) & set(last[-1].heads)
@@ -261,7 +264,7 @@ class Model(RuleBasedStateMachine):
         able = {node.name for node in living if not node.broken and not self.is_off(node, living)}
         assert not able or leader in able, f"{leader} leads, {able} have a right clock"
         if self.world.promote is not None and self.world.promote.node in able:
-            assert leader == self.world.promote.node
+            assert leader == self.world.promote.node, f"{leader} leads, promoted is {self.world.promote.node}"
 
     def is_off(self, node: Node, living: list[Node]) -> bool:
         return 2 * sum(abs(other.offset_s - node.offset_s) > 30 for other in living) > len(living)

@@ -8,10 +8,12 @@ import time
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
+from ron.proto.addresses import HostPort
 from ron.proto.errors import ErrorCode
 from ron.services.balance.mesh.files import NodeFiles, accept, invitation
 from ron.services.balance.mesh.handshake import Refusal
 from tests.services.balance.mesh.cluster import CA, ClusterTest, Note, Running, raises
+from tests.services.balance.mesh.socks import SocksPort
 
 
 class ThreeNodes(ClusterTest):
@@ -257,6 +259,23 @@ class Seeds(ClusterTest):
         answer = await a.mesh.call("b", "ask", Note(text="up"), Note, deadline_s=5.0)
         self.assertEqual((Note(text="up for a"), [("a", "down")]), (answer, b.heard))
         self.assertEqual((0, 1), a.mesh._node.peers.count())
+
+    async def test_over_onions(self) -> None:
+        tor, onions = SocksPort(), {name: f"{name * 56}.onion" for name in "ab"}
+        port = reactor.listenTCP(0, tor, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        socks = HostPort("127.0.0.1", port.getHost().port)
+        a = self.founder(advertise=(f"{onions['a']}:9470",), socks=socks)
+        text = invitation(a.files, "b", CA, a.mesh.me.addresses)
+        tor.onions[onions["a"]] = lambda: a.mesh.port
+        b = self.run_node(accept(self.directory / "b", text), advertise=(f"{onions['b']}:9471",), socks=socks)
+        tor.onions[onions["b"]] = lambda: b.mesh.port
+        await self.until(lambda: a.mesh._node.peers.count() == b.mesh._node.peers.count() == (1, 1), "each dials each")
+        self.assertEqual({(onions["a"], 9470), (onions["b"], 9471)}, set(tor.asked))
+        a.mesh.send("b", "note", Note(text="through tor"))
+        await self.until(lambda: b.heard, "heard")
+        await self.stop(a)
+        await self.stop(b)
 
     async def test_an_onion_without_a_tor(self) -> None:
         a = self.founder()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.proto.balance import Published
-from ron.services.balance.publishing.counters import Counters
+from ron.services.balance.publishing.counters import CLIMB, CLIMB_TO, Counters
 from ron.tor.descriptor.intropoints import MAX_REVISION
 from ron.tor.descriptor.revisions import PER_SECOND
 from tests.services.balance.publishing.samples import NEWER, NOW_S, OLDER
@@ -70,6 +70,14 @@ class Going(SynchronousTestCase):
         self.assertLess(self.counters.next("shop", NEWER), 10**15)
         self.counters.keep_only((NEWER,))
         self.assertEqual(self.counters.seen("shop", OLDER), 0)
+
+    def test_refused_unread(self) -> None:
+        made = self.counters.next("shop", NEWER)
+        self.counters.refused("shop", NEWER, made)
+        self.assertEqual(self.counters.next("shop", NEWER), CLIMB * made + 1)
+        for _ in range(30):
+            self.counters.refused("shop", NEWER, self.counters.seen("shop", NEWER))
+        self.assertEqual(self.counters.next("shop", NEWER), CLIMB_TO + 1)
 
     def test_ours(self) -> None:
         made = self.counters.next("shop", OLDER)

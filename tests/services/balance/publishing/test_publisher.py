@@ -19,7 +19,7 @@ from ron.services.balance.publishing.keys import Keys
 from ron.services.balance.publishing.outside import Figures
 from ron.services.balance.publishing.publisher import Master, Publication, Publisher
 from ron.tor.clientauth import generate
-from ron.tor.descriptor.blinding import Signer
+from ron.tor.descriptor.blinding import Signer, blind, identity_of
 from ron.tor.descriptor.hashring import Ring
 from ron.tor.descriptor.intropoints import MAX_DESCRIPTOR_BYTES, Backend, read_backend
 from ron.tor.descriptor.refused import Refused
@@ -197,6 +197,18 @@ class Publishing(SynchronousTestCase):
         self.world.pass_s(31)
         self.assertEqual(self.successResultOf(again).placed[0].posted.silent, {self.directories()[0]})
         self.assertEqual(len(self.successResultOf(done).placed[0].posted.taken), 4)
+
+    def test_the_other_period_is_not_what_clients_ask_for(self) -> None:
+        """All directories of what they do ask for keep silent: nobody is told that it is published."""
+        ring = ring_with(count=40)
+        self.world = World(ring)
+        key = blind(identity_of(ONION), ASKED_FOR)
+        self.world.tor.down = {node.fingerprint for node in ring.to_store(key, ring.time.asked_for())}
+        done = self.world.publishing(self.heads)
+        self.world.pass_s(31)
+        publication = self.successResultOf(done)
+        self.assertGreater(len(publication.placed[1].posted.taken), 0)
+        self.assertEqual((self.world.first, publication.first_s), ([], None))
 
     def test_each_is_above_the_one_before_and_above_what_peers_told(self) -> None:
         first = self.published()

@@ -233,6 +233,7 @@ class Keeping(SynchronousTestCase):
         self.world.pass_s(1)
         second = self.published()
         self.repair.published(first)
+        del self.tor.kept[NAMES[3], OLDER.number]
         self.world.pass_s(PAUSES_S[0] + 1)
         self.assertEqual(self.held_ours(second), [True] * 5)
         self.assertEqual(self.asked, [])

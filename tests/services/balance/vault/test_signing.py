@@ -141,9 +141,11 @@ class Liars(Signing):
 
     def setUp(self) -> None:
         super().setUp()
-        # of the others only b and c are quick, so that b is asked
+        # of the others only b and c are quick, and known to be, so that b is asked
         for name in "de":
-            self.hub.latency("a", name, 0.05)
+            self.hub.latency("a", name, 0.1)
+        for _ in range(3):
+            self.sign("a", self.record.onion)
 
     def caught(self, reason: str, *, blamed: bool = True) -> None:
         """The signature comes all the same, and `b` is named."""
@@ -245,6 +247,8 @@ class Silence(Signing):
     def test_the_quick_are_asked_and_the_slow_are_not_waited_for(self) -> None:
         for name in "de":
             self.hub.latency("a", name, 0.6)
+        for _ in range(3):
+            self.sign("a", self.record.onion, 5)
         self.sign("a", self.record.onion, 0.1)
         self.pass_s(3)
         self.kill("b")
