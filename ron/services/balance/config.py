@@ -83,9 +83,9 @@ class BalanceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     allow_unlocked: bool = False
     beat_ms: Annotated[int, Meta(ge=50, le=60_000, extra={"unit": "ms"})] = 500
     suspect_ms: Annotated[int, Meta(ge=200, le=600_000, extra={"unit": "ms"})] = 2500
-    publish_every_s: Annotated[int, Meta(ge=10, le=7200, extra={"unit": "s", **LIVE})] = 600
+    publish_every_s: Annotated[int, Meta(ge=10, le=7200, extra={"unit": "s"})] = 600
     drift_s: Annotated[float, Meta(ge=0.1, le=3600, extra={"unit": "s"})] = 30.0
-    siege_introductions_per_s: Annotated[float, Meta(ge=0, le=1e6, extra=LIVE)] = 30.0
+    siege_introductions_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 30.0
     quiet_s: Annotated[int, Meta(ge=1, le=86_400, extra={"unit": "s"})] = 120
     ghost_grace_s: Annotated[int, Meta(ge=0, le=3600, extra={"unit": "s", **LIVE})] = 10
     roulette_s: Annotated[int, Meta(ge=10, le=86_400, extra={"unit": "s"})] = 600
