@@ -11,7 +11,7 @@ running="" # pids of all that was started
 
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'balance-three-nodes: %s\n' "$*" >&2; exit 1; }
-node() { name=$1; shift; RON_HOME=$work/$name ronctl balance "$@"; } # as the operator of that node
+node() { as=$1; shift; RON_HOME=$work/$as ronctl balance "$@"; } # as the operator of that node
 lines() { grep -c "^$1" "$work/visits" || true; }
 visits() { echo "visits: $(lines ok) at the first try, $(lines again) at the second, $(lines failed) failed"; }
 
@@ -37,13 +37,13 @@ until_true() { # SECONDS WHAT COMMAND…: until it succeeds
     left=$(($1 * 5)) what=$2; shift 2
     until "$@" >/dev/null 2>&1; do
         left=$((left - 1))
-        [ $left -gt 0 ] || die "$what took too long; the logs: $(tail -n 3 "$work"/?/log 2>&1)"
+        [ $left -gt 0 ] || die "$what took too long; the logs: $(tail -n 3 "$work"/?.log 2>&1)"
         sleep 0.2
     done
 }
 
 begin() { # NAME: its daemon, in the background
-    RON_HOME=$work/$1 twistd --pidfile= -n ron-balance --config "$work/$1/etc/balance.toml" >"$work/$1/log" 2>&1 </dev/null &
+    RON_HOME=$work/$1 twistd --pidfile= -n ron-balance --config "$work/$1/etc/balance.toml" >"$work/$1.log" 2>&1 </dev/null &
     running="$running $!"
     echo $! >"$work/$1/pid"
 }
@@ -100,7 +100,7 @@ socks=$(ronctl tornet up --dir "$work/net" --json | sed -n 's/.*"socks_port": *\
 say "node a founds the cluster and makes an address; b and c are invited"
 found a "$1" "$2" init a
 until_true 120 "node a" test -e "$work/a/balance.json"
-address=$(node a service add main | grep -o '[a-z2-7]\{56\}\.onion' | head -n 1)
+address=$(node a service add main 2>/dev/null | grep -o '[a-z2-7]\{56\}\.onion' | head -n 1)
 for name in b c; do
     shift 2
     node a invite $name --out "$work/$name.bundle" >/dev/null

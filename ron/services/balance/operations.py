@@ -110,10 +110,10 @@ class OperatorsDesk:
         return self._outlook.leader(self._service.decide())
 
     async def siege(self, node: NodeName, on: bool, for_s: int | None) -> MemberView:
-        """As `Desk.siege`. Off ends the order: then the head's own figures count again."""
+        """As `Desk.siege`. Off brings it back at once; its own figures count again after `for_s` or the quiet time."""
         self._known(node)
-        order = Siege(on=True, until_ms=self._until_ms(for_s)) if on else None
-        self._service.mesh.book.put(f"siege/{node}", order)
+        until_ms = self._until_ms(for_s if on or for_s is not None else self._wishes().quiet_s)
+        self._service.mesh.book.put(f"siege/{node}", Siege(on=on, until_ms=until_ms))
         return self._outlook.member(node, self._service.decide())
 
     async def roulette(self, on: bool, for_s: int | None) -> RouletteAnswer:

@@ -176,7 +176,7 @@ class Hosting:
         had = before[1] if before is not None else {}
         for role in {*had, *wanted}:
             services = wanted.get(role, {})
-            self.publisher(role).want(services, [address for address in had.get(role, ()) if address not in services])
+            self.publisher(role).want(services, set(had.get(role, ())).difference(services))
         if onion is not None:
             self._heed.stands(onion, self.standing(onion).ready)
         elif before is not None:
@@ -237,6 +237,10 @@ class Hosting:
         """Find those that nobody can be introduced to any more, and have them published anew. For every second."""
         for role, publisher in self._publishers.items():
             publisher.introducible(self._telemetry.introduction_points(role))
+
+    async def look_at_time(self) -> None:
+        """Find those that time has left behind, and have them published anew. For every few seconds."""
+        await DeferredList([Deferred.fromCoroutine(one.look_at_time()) for one in self._publishers.values()])
 
     def standing(self, onion: Onion, address: str | None = None) -> Standing:
         """How it stands, at its present address or at `address`."""
@@ -368,10 +372,9 @@ class Hosting:
         self._served.update(dict.fromkeys(known, now))
         # what is there at the start was asked for long ago
         began_s = self._reactor.seconds() if self._started else None
-        for address in known if now.state == "active" else ():
-            if address not in self._watched:
-                self._telemetry.watch(address, now.app, began_s=began_s)
-                self._watched.add(address)
+        for address in set(known) - self._watched if now.state == "active" else ():
+            self._telemetry.watch(address, now.app, began_s=began_s)
+            self._watched.add(address)
 
     def _forget(self, gone: Iterable[str]) -> None:
         for address in list(gone):

@@ -20,7 +20,8 @@ from ron.kernel.aio import within
 from ron.kernel.backoff import Backoff
 from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.services.oniond.introductions import Introductions
-from ron.services.oniond.standings import GONE, LOST, MOVED, Standing, Standings, Wanted
+from ron.services.oniond.skips import Skips, present_period
+from ron.services.oniond.standings import GONE, LOST, MOVED, SKIPPED, Standing, Standings, Wanted
 from ron.tor import circuits
 from ron.tor.attached import AttachedTor, TorHost
 from ron.tor.control import TorSilent, ask
@@ -87,6 +88,7 @@ class Publisher:
         self._wake: Deferred[None] = Deferred()
         self._leaving: dict[str, list[Deferred[None]]] = {}
         self._introductions = Introductions()
+        self._skips = Skips()
         self._onions: TorOnions | None = None
         self.tor = AttachedTor(reactor, name=role, host=host, on_up=self._tor_up, on_down=self._tor_down)
 
@@ -160,6 +162,15 @@ class Publisher:
             self._have[address] = ""
             self._poke(address)
 
+    async def look_at_time(self) -> None:
+        """Whatever is here is published anew once the consensus has skipped a period."""
+        period = await present_period(self._reactor, self.tor.control) if self._have else None
+        if period is not None and self._skips.skipped(period):
+            _log.warn("time jumped; onions are published anew", event="onion_skipped", tor=self.role)
+            for address in self._standings.ready():
+                self._standings.put(address, Standing(False, SKIPPED))
+                self.again(address)
+
     def standing(self, address: str) -> Standing:
         """How it stands."""
         return self._standings[address]
@@ -173,7 +184,7 @@ class Publisher:
             self._poke(address)
 
     async def ready(self, address: str) -> None:
-        """Return when clients can find `address`. For as long as it takes: whoever waits gives up by itself."""
+        """As `Standings.until_ready`."""
         await self._standings.until_ready(address)
 
     async def hang_up(self, address: str, known: Callable[[], Sequence[str] | None]) -> None:
@@ -239,6 +250,7 @@ class Publisher:
         self._watch.disconnected(self.role)
         self._end_tasks()
         self._have.clear()
+        self._skips = Skips()
         self._unlisted.clear()
         for address in list(self._leaving):
             self._let_wait_no_more(address)
@@ -278,13 +290,8 @@ class Publisher:
             await self._withdraw(onions, address)
 
     async def _unlist(self, dirty: Iterable[str]) -> None:
-        leaving = {}
-        for address in dirty:
-            service = self._wanted.get(address)
-            if service is None or service.listed or address in self._unlisted:
-                continue
-            if self._have.get(address) == service.digest:
-                leaving[address] = service
+        unlisted = {a: one for a in dirty if (one := self._wanted.get(a)) is not None and not one.listed}
+        leaving = {a: one for a, one in unlisted.items() if self._have.get(a) == one.digest and a not in self._unlisted}
         if not leaving:
             return
         for address in leaving:

@@ -14,6 +14,7 @@ from ron.tor.onions import OnionSpec
 
 GONE = "the tor that hosts it is gone and will be started again"
 LOST = "it lost its introduction points and is published anew"
+SKIPPED = "time jumped on its network, and it is published anew"
 MOVED = "another tor has it now"
 PUBLISHING = "its descriptor is not published yet"
 

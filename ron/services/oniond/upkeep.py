@@ -26,6 +26,7 @@ from ron.services.oniond.telemetry import Telemetry
 TICK_S = 1.0
 FORGET_EVERY = 600
 LOOK_AGAIN_EVERY = 15
+TIME_EVERY = 3
 # A visitor who has moved nothing for so long does not hold up a drain: clients keep idle circuits for many minutes.
 QUIET_S = 10.0
 # A clock that is off by less is slewed, not set; and a look that comes late by so much is no jump.
@@ -83,6 +84,8 @@ class Upkeep:
         self._ticks += 1
         self._hosting.look_after()
         self._scaling.notice()
+        if self._ticks % TIME_EVERY == 0:
+            await self._hosting.look_at_time()
         if not await self._store.writable():
             return  # none of this could be kept
         if self._ticks % FORGET_EVERY == 0:

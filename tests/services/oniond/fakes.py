@@ -59,6 +59,8 @@ class OnionTor(FakeTor):
         self.by_role = {"onion": self.there}
         self.acts: list[tuple[str, str]] = []
         self.listeners: list[Controller] = []
+        self.consensus: dict[str, str] = {}
+        self.consensus_of("12:00:00")
         self.deaf: bool | set[str] = False
         self.refuses = False
         self.directory: Path | None = Path(self.mktemp()).absolute()
@@ -160,11 +162,19 @@ class OnionTor(FakeTor):
             controller.say("250 OK" if known is not None else "552 Unknown Onion Service id")
         elif f"{verb} {rest}" == "GETINFO onions/detached":
             controller.say("250+onions/detached=", *there, ".", "250 OK")
+        elif f"{verb} {rest}" in self.consensus:
+            controller.say(f"250-{rest}={self.consensus[f'{verb} {rest}']}", "250 OK")
         elif f"{verb} {rest}" == "GETINFO circuit-status":
             controller.say("250-circuit-status=", "250 OK")
         else:
             return False
         return True
+
+    def consensus_of(self, time: str) -> None:
+        """What the tors have is from now on one of this time of a day, on a network that votes every 20 s."""
+        until = f"{time[:-2]}{int(time[-2:]) + 20:02}"
+        for name, at in (("valid-after", time), ("fresh-until", until)):
+            self.consensus[f"GETINFO consensus/{name}"] = f"2026-11-21 {at}"
 
     def role_at(self, controller: Controller) -> str:
         """Which of the tors it is that `controller` talks to."""

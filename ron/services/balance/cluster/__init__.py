@@ -9,26 +9,21 @@ from ron.services.balance.cluster.descriptor_plan import HeadSeen, Plan
 from ron.services.balance.cluster.election import Candidate, Choice, Fitness, leader
 from ron.services.balance.cluster.membership import NodeView, State
 from ron.services.balance.cluster.orders import (
-    Approved,
-    Guard,
     Orders,
     Promote,
     Roulette,
     Siege,
-    Vanguards,
     read_orders,
 )
 from ron.services.balance.cluster.publications import Reason
 from ron.services.balance.cluster.timing import Timing
 
 __all__ = [
-    "Approved",
     "Candidate",
     "Choice",
     "Cluster",
     "Duties",
     "Fitness",
-    "Guard",
     "HeadSeen",
     "NodeView",
     "Orders",
@@ -40,7 +35,6 @@ __all__ = [
     "Standing",
     "State",
     "Timing",
-    "Vanguards",
     "leader",
     "read_orders",
 ]

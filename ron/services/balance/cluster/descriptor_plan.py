@@ -61,7 +61,7 @@ class Planner:
         self._watches = {name: self._watches.get(name) or _Watch() for name in heads}
         out = {name: self._broken(name, seen, now_s) for name, seen in heads.items()}
         # nobody is sent there, and there is nobody to keep out: the same onion goes on when it is whole again
-        broken = frozenset(name for name, why in out.items() if why)
+        broken = frozenset(name for name, why in out.items() if why and not self._kept_out(name, orders, unix_ms))
         whole = {name: seen.report for name, seen in heads.items() if not out[name] and seen.report is not None}
         for name, report in whole.items():
             out[name] = self._sieged(name, report, orders.under_siege(name, unix_ms), now_s)
@@ -84,6 +84,9 @@ class Planner:
             wanted=tuple(sorted(wanted | listed | broken)),
             left_out={name: why or "starting" for name, why in sorted(out.items()) if name not in listed},
         )
+
+    def _kept_out(self, name: NodeName, orders: Orders, unix_ms: int) -> bool:
+        return self._watches[name].sieged_s is not None or bool(orders.under_siege(name, unix_ms))
 
     def _broken(self, name: NodeName, seen: HeadSeen, now_s: float) -> str:
         """Why it cannot take visitors. One that breaks again and again waits longer each time it is whole again."""

@@ -1,6 +1,6 @@
 """What operators order through the book, and when it holds.
 
-In: values of the keys `promote`, `siege/<node>`, `roulette`, `approved/<node>`, `vanguards`, the time. Out: `Orders`.
+In: values of the keys `promote`, `siege/<node>`, `roulette`, the time. Out: `Orders`.
 Any member can write them: an order is as good as the worst member. All end by themselves or by another order.
 """
 
@@ -51,35 +51,6 @@ class Roulette(_Order, frozen=True, kw_only=True):
     until_ms: Count
     from_ms: Count = 0
     every_s: Annotated[int, Meta(ge=0, le=86_400)] = 0
-
-
-class Approved(_Order, frozen=True, kw_only=True):
-    """`approved/<node>`: that run of the node which has the seal key of this BLAKE3 digest may have keys and shares."""
-
-    seal: Annotated[bytes, Meta(min_length=32, max_length=32)]
-    by: Annotated[str, Meta(max_length=128)] = ""
-    at_ms: Count = 0
-
-
-class Guard(_Order, frozen=True, kw_only=True):
-    """A relay of the shared vanguards, and when it is replaced (Unix milliseconds)."""
-
-    relay: Fingerprint
-    until_ms: Count
-
-
-class Vanguards(_Order, frozen=True, kw_only=True):
-    """`vanguards`: the layer-2 and layer-3 guards of all heads."""
-
-    layer2: Annotated[tuple[Guard, ...], Meta(max_length=16)] = ()
-    layer3: Annotated[tuple[Guard, ...], Meta(max_length=32)] = ()
-
-    def fresh(self, unix_ms: int) -> Vanguards:
-        """Without those whose time is over."""
-        return Vanguards(
-            layer2=tuple(guard for guard in self.layer2 if guard.until_ms > unix_ms),
-            layer3=tuple(guard for guard in self.layer3 if guard.until_ms > unix_ms),
-        )
 
 
 class Orders(_Order, frozen=True, kw_only=True):

@@ -204,3 +204,12 @@ class Whatever(SynchronousTestCase):
             self.assertLessEqual(set(plan.listed), set(plan.wanted))
             self.assertEqual(set(plan.listed) | set(plan.left_out), set(reports))
             self.assertFalse(set(plan.listed) & set(plan.left_out))
+
+
+class KeptOut(Planning):
+    def test_a_ghost_that_breaks_under_siege_stays_one(self) -> None:
+        flooded = well(mode="ghost", under_siege=True)
+        self.assertNotIn("b", self.plan(a=well(), b=flooded).wanted)
+        broken = well(mode="ghost", under_siege=True, healthy=False)
+        self.assertNotIn("b", self.plan(a=well(), b=broken).wanted)
+        self.assertIn("c", self.plan(a=well(), b=broken, c=well(healthy=False)).wanted)
