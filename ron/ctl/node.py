@@ -112,18 +112,23 @@ def run(work: Callable[[Any], Awaitable[T]]) -> T:
     # Twisted's own log goes nowhere: what matters comes back as an exception
     globalLogBeginner.beginLoggingTo([LimitedHistoryLogObserver(size=1)], redirectStandardIO=False, discardBuffer=True)
     outcome: list[T | Failure] = []
+    working: list[Deferred[Any]] = []
 
     def begin() -> None:
         async def whole() -> T:
             return await work(reactor)
 
         done = Deferred.fromCoroutine(whole())
+        working.append(done)
         done.addBoth(outcome.append)
-        done.addBoth(lambda _none: reactor.stop())
+        done.addBoth(lambda _none: reactor.stop() if reactor.running else None)
 
     reactor.callWhenRunning(begin)
     reactor.run()
     if not outcome:
+        # Ctrl-C: what it holds, a screen for example, it gives back
+        for done in working:
+            done.cancel()
         raise click.Abort
     result = outcome[0]
     if isinstance(result, Failure):

@@ -16,7 +16,6 @@ from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, FileBodyProducer, HTTPConnectionPool, ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory, IResponse
-from txtorcon.web import tor_agent
 from zope.interface import implementer
 
 from ron.kernel.tls import ClientTls
@@ -124,6 +123,9 @@ class _UnixEndpoints:
 
 def onion_http(reactor: Any, socks_port: int, pool: HTTPConnectionPool | None = None) -> PlainClient:
     """Requests through the tor that has its SOCKS port at 127.0.0.1:`socks_port`; names are resolved by tor alone."""
+    # it takes a tenth of a second, and makes the reactor; most of what ronctl does needs neither
+    from txtorcon.web import tor_agent
+
     socks = TCP4ClientEndpoint(reactor, "127.0.0.1", socks_port, timeout=CONNECT_TIMEOUT_S)
     return PlainClient(tor_agent(reactor, socks, pool=pool or connection_pool(reactor)))
 

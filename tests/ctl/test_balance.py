@@ -27,7 +27,8 @@ from ron.proto.balanceviews import BalanceView, GhostView, LeaderView, Publicati
 from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.proto.exitcodes import Unreachable
 from ron.tor.onionkeys import new_key
-from tests.ctl.with_node import RONCTL, Ronctl
+from tests.ctl.forkserver import RONCTL
+from tests.ctl.with_node import Ronctl
 from tests.sdk.with_balance import WithBalance
 from tests.services.balance.desk import KEY_ONION, NODES, ONION, MemoryDesk, head, member, service
 

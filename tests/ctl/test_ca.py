@@ -7,7 +7,6 @@ import json
 import os
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from ron.crypto import x509
 from ron.ctl.main import ronctl
 from ron.kernel.tls import ClientTls, ServerTls
 from ron.proto.errors import ErrorCode, RonError
-
-RONCTL = Path(sys.executable).parent / "ronctl"
+from tests.ctl.forkserver import RONCTL
 
 
 def mode(path: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from ron.kernel.files import write_private
 from ron.proto.errors import ErrorCode, RonError
 from ron.web import Edge, make_site
 from ron.web.caps import OwnReplay, cap_endpoints
+from tests.ctl.forkserver import RONCTL
 from tests.ctl.with_home import WithHome
 from tests.web.wire import until
 
-RONCTL = Path(sys.executable).parent / "ronctl"
 READ = Wanted("onion:read", "GET", "/v1/onions", frozenset({"app", "tenant", "topic"}))
 
 

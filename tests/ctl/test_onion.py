@@ -24,7 +24,8 @@ from ron.proto.exitcodes import Unreachable
 from ron.proto.onions import OnionView, Port, Previous
 from ron.tor.clientauth import generate, parse_auth_private, parse_secret
 from ron.tor.onionkeys import address_of, new_key
-from tests.ctl.with_node import RONCTL, Ronctl
+from tests.ctl.forkserver import RONCTL
+from tests.ctl.with_node import Ronctl
 from tests.sdk.with_oniond import WEB, WithOniond
 
 IDS = [f"{digit * 4}aaaa-0000-4000-8000-00000000000{digit}" for digit in "0123"]

@@ -24,7 +24,8 @@ from ron.sdk.events import EventStream, Told, connect
 from ron.services.oniond.api import BODY_LIMIT_BYTES, endpoints
 from ron.services.oniond.events import KEPT, KEPT_OF_ALL, events_endpoint
 from ron.web import Edge, make_site
-from tests.ctl.with_node import RONCTL, Ronctl
+from tests.ctl.forkserver import RONCTL
+from tests.ctl.with_node import Ronctl
 from tests.sdk.with_oniond import WEB, WithOniond
 from tests.web.wire import until
 

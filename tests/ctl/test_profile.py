@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from ron.ctl.flamegraph import CHAR_PX, MAX_BOXES, WIDTH_PX, boxes, colour, fitting, flame_graph, hottest, tree
 from ron.kernel.profiling import Profiler
 from ron.web.profiling import profiling_endpoints
+from tests.ctl.forkserver import RONCTL
 from tests.web.wire import OnTheWire
 
-RONCTL = Path(sys.executable).parent / "ronctl"
 SVG = "{http://www.w3.org/2000/svg}"
 
 

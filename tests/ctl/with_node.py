@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +22,11 @@ from ron.kernel import Bus, Metrics
 from ron.proto.facts import NodeFacts
 from ron.web import Edge, make_site
 from ron.web.admin import AdminApi
+from tests.ctl.forkserver import RONCTL
 from tests.web.wire import until
 
 # A process on a busy machine takes its time to start.
 PATIENCE_S = 40.0
-RONCTL = Path(sys.executable).parent / "ronctl"
 
 
 class Ronctl(ProcessProtocol):
