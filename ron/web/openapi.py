@@ -28,19 +28,21 @@ REFUSALS = {
     409: "It contradicts what is there: an op_id used for another act, or how things stand.",
     413: "The body is too large.",
     415: "The body's encoding is not known here.",
+    426: "This is a WebSocket.",
     429: "Too much is asked for; come back after Retry-After seconds.",
     500: "A mistake of ours; the log has it under the request's id.",
     503: "Something that it stands on is down; come back after Retry-After seconds.",
     504: "Not done within the deadline.",
 }
-_ALWAYS = (400, 401, 403, 413, 429, 500, 503, 504)
+ALWAYS = (400, 401, 403, 413, 429, 500, 503, 504)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
     """What a document is made of. server: how to get there, for curl. answers: by (method, path).
 
-    summary: one line for a route. refusals: a service's own words for a status."""
+    summary: one line for a route. refusals: a service's own words for a status. more: schemas besides those of bodies
+    and answers."""
 
     title: str
     description: str
@@ -49,6 +51,7 @@ class Described:
     answers: Mapping[tuple[str, str], type[msgspec.Struct]]
     summary: Callable[[Endpoint], str]
     refusals: Mapping[int, str] = field(default_factory=dict)
+    more: Sequence[type[msgspec.Struct]] = ()
 
 
 def document(about: Described) -> dict[str, Any]:
@@ -74,7 +77,11 @@ def document(about: Described) -> dict[str, Any]:
                 }
             },
             "schemas": components(
-                [*(route.body for route in about.routes if route.body is not None), *about.answers.values()]
+                [
+                    *(route.body for route in about.routes if route.body is not None),
+                    *about.answers.values(),
+                    *about.more,
+                ]
             ),
         },
     }
@@ -98,25 +105,28 @@ def ref(struct: type) -> dict[str, str]:
     return {"$ref": _SCHEMAS.format(name=struct.__name__)}
 
 
+def template(path: str) -> str:
+    """A route's path as OpenAPI writes it."""
+    return path.replace("<", "{").replace(">", "}")
+
+
 def _paths(about: Described) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for route in about.routes:
-        path = route.path.replace("<", "{").replace(">", "}")
-        paths.setdefault(path, {})[route.method.lower()] = _operation(about, route)
+        paths.setdefault(template(route.path), {})[route.method.lower()] = _operation(about, route)
     return paths
 
 
 def _operation(about: Described, route: Endpoint) -> dict[str, Any]:
     names = re.findall(r"<([a-z_]+)>", route.path)
-    statuses = {*_ALWAYS, *([404] if names or route.body else []), *([409, 415] if route.body else [])}
-    words = {**REFUSALS, **about.refusals}
+    statuses = {*ALWAYS, *([404] if names or route.body else []), *([409, 415] if route.body else [])}
     operation: dict[str, Any] = {
         "operationId": str(getattr(route.handler, "__name__", route.path)),
         "summary": about.summary(route),
         "x-scope": route.scope,
         "responses": {
             "200": _content("Done; what is there now.", about.answers[route.method, route.path]),
-            **{str(status): _content(words[status], ErrorEnvelope) for status in sorted(statuses)},
+            **refusals(statuses, about.refusals),
         },
     }
     if names:
@@ -126,6 +136,12 @@ def _operation(about: Described, route: Endpoint) -> dict[str, Any]:
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": ref(route.body)}}}
     return operation
+
+
+def refusals(statuses: Iterable[int], words: Mapping[int, str]) -> dict[str, Any]:
+    """The responses that refuse a call, by status; `words` before our own."""
+    said = {**REFUSALS, **words}
+    return {str(status): _content(said[status], ErrorEnvelope) for status in sorted(statuses)}
 
 
 def _content(description: str, answer: type) -> dict[str, Any]:

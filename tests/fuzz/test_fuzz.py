@@ -18,7 +18,7 @@ from ron.auth.pow import wire
 from ron.kernel.ipc import decode_frame
 from ron.oap.frames import Decoder
 
-SECONDS = 7
+SECONDS = 2
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
