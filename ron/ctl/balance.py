@@ -21,8 +21,8 @@ from ron.ctl.balance_keys import refresh, reshare, service
 from ron.ctl.balance_node import init, join
 from ron.ctl.balance_reach import ask, ask_for_long, for_option, reach, seconds
 from ron.ctl.balance_text import drawn, ghosts_text, member_line, text
+from ron.ctl.control import confirm, is_asked, yes_option
 from ron.ctl.node import print_json
-from ron.ctl.onion_reach import confirm, is_asked, yes_option
 from ron.ctl.plain import plain_text
 from ron.proto.balanceviews import ROULETTE_WARNING
 from ron.proto.errors import RonError

@@ -15,8 +15,8 @@ import click
 
 from ron.ctl.balance_reach import ask, reach
 from ron.ctl.balance_text import service_line
+from ron.ctl.control import confirm, is_asked, op_id_option, yes_option
 from ron.ctl.node import print_json
-from ron.ctl.onion_reach import confirm, is_asked, op_id_option, yes_option
 from ron.kernel.files import read_private
 from ron.proto.errors import RonError, bad_request
 

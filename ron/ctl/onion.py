@@ -15,22 +15,11 @@ import msgspec
 from twisted.internet.task import deferLater
 
 from ron.ctl.console import StageConsole
+from ron.ctl.control import confirm, is_asked, op_id_option, yes_option
 from ron.ctl.node import json_option, print_json
 from ron.ctl.onion_clients import client, write_new
 from ron.ctl.onion_events import events
-from ron.ctl.onion_reach import (
-    ask,
-    check_ready,
-    confirm,
-    find,
-    find_id,
-    is_asked,
-    op_id_option,
-    reach,
-    until_ready,
-    wait_option,
-    yes_option,
-)
+from ron.ctl.onion_reach import ask, check_ready, find, find_id, reach, until_ready, wait_option
 from ron.ctl.onion_text import backends_text, details, parse_clients, parse_ports, parse_pow, summary, table
 from ron.kernel.units import parse_quantity
 from ron.proto.errors import ErrorCode, RonError, bad_request

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ron.ctl.control import op_id_option
 from ron.ctl.node import json_option, print_json
-from ron.ctl.onion_reach import ask, find_id, op_id_option, reach
+from ron.ctl.onion_reach import ask, find_id, reach
 from ron.ctl.onion_text import parse_client
 from ron.kernel.files import read_private
 from ron.proto.errors import bad_request, unavailable

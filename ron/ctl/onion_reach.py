@@ -1,12 +1,10 @@
-"""How `ronctl onion` finds the onion runtime, and the onion that is meant, and waits until it can be found by others.
+"""Which onion of the runtime `ronctl onion` is about, and waiting until others can find it.
 
 In: --control, --cap, an ID as people write it. Out: what the runtime answers; `RonError` telling what is missing.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,34 +13,31 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ron.ctl.console import StageConsole
-from ron.ctl.node import cap_option, connect, find_capability, home, json_option, run
-from ron.proto.errors import ErrorCode, RonError, bad_request, conflict, not_found
-from ron.proto.exitcodes import Unreachable
+from ron.ctl.control import ControlApi
+from ron.proto.errors import ErrorCode, RonError, conflict, not_found
 from ron.proto.ids import is_uuid
 
 if TYPE_CHECKING:
     from ron.proto.onions import OnionView
-    from ron.sdk.client import Api
     from ron.sdk.onions import Onions
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
-SOCKET = "run/oniond.sock"
-SYSTEM_SOCKET = Path("/run/ron/oniond.sock")
+# Longer than an answer may be waited for.
+DEADLINE_S = 95.0
+ONIOND = ControlApi(
+    what="the onion runtime",
+    socket="run/oniond.sock",
+    system=Path("/run/ron/oniond.sock"),
+    start="make run, or twistd -n ron-oniond --config etc/oniond.toml",
+    host="oniond",
+    deadline_s=DEADLINE_S,
+)
+reach = ONIOND.reach
+place = ONIOND.place
 # A prefix of an id shorter than that is a slip of the hand rather than a name.
 MIN_PREFIX = 4
-TRIES = 3
 SLICE_S = 1.0
 
-_CONTROL = click.option(
-    "--control",
-    metavar="ADDRESS",
-    help=f"The runtime: unix:/path or http(s)://host:port.  [$RON_HOME/{SOCKET}, else {SYSTEM_SOCKET}]",
-)
-op_id_option = click.option(
-    "--op-id", metavar="UUID", help="Makes it one act however often it is called within a day.  [a fresh one]"
-)
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 wait_option = click.option(
     "--wait",
     "wait_s",
@@ -54,87 +49,11 @@ wait_option = click.option(
 )
 
 
-def reach(command: F) -> F:
-    """The options of every command that asks the runtime: --control, --cap, --json."""
-    return _CONTROL(cap_option(json_option(command)))
-
-
 def ask(control: str | None, cap: str | None, work: Callable[[Any, Onions], Awaitable[T]]) -> T:
     """What `work(reactor, onions)` gives, at the runtime that is meant. Raises `RonError`; Unreachable without one."""
     from ron.sdk.onions import Onions
 
-    where = place(control)
-
-    async def whole(reactor: Any) -> T:
-        try:
-            return await work(reactor, Onions(_api(reactor, where, cap)))
-        except Unreachable as error:
-            if isinstance(where, Path):
-                raise Unreachable(f"{where} is there, and nobody answers", hint="is the daemon running?") from error
-            raise
-
-    return run(whole)
-
-
-def place(control: str | None) -> Path | str:
-    """The Unix socket, or the URL, of the runtime. Raises `Unreachable` when there is none to be found."""
-    if control is None:
-        return _own_socket()
-    scheme, _, rest = control.partition(":")
-    if scheme == "unix" and rest.startswith("/"):
-        path = Path(rest)
-        if not _is_socket(path):
-            raise Unreachable(f"there is no socket {path}", hint="start the onion runtime, or correct --control")
-        return path
-    if scheme in {"http", "https"}:
-        return control
-    raise bad_request(f"--control {control!r} is no address", "unix:/absolute/path, http://host:port or https://…")
-
-
-def _own_socket() -> Path:
-    candidates = [home() / SOCKET, SYSTEM_SOCKET]
-    for path in candidates:
-        if _is_socket(path):
-            return path
-    raise Unreachable(
-        f"no onion runtime here: there is neither {candidates[0]} nor {candidates[1]}",
-        hint="start one (make run, or twistd -n ron-oniond --config etc/oniond.toml), set RON_HOME to its home, "
-        "or name it: --control unix:/path",
-    )
-
-
-def _is_socket(path: Path) -> bool:
-    try:
-        return stat.S_ISSOCK(path.stat().st_mode) and _may_use(path)
-    except PermissionError:
-        raise _somebody_elses(path) from None
-    except OSError:
-        return False
-
-
-def _may_use(path: Path) -> bool:
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise _somebody_elses(path)
-    return True
-
-
-def _somebody_elses(path: Path) -> RonError:
-    return Unreachable(f"{path} is another user's", hint="call ronctl as the user that the daemon runs as, or as root")
-
-
-def _api(reactor: Any, where: Path | str, cap: str | None) -> Api:
-    from ron.sdk.onions import DEADLINE_S, oniond_at
-
-    if isinstance(where, str):
-        return connect(reactor, where, cap, deadline_s=DEADLINE_S, tries=TRIES)
-    capability = find_capability(cap)
-    if capability is None:
-        raise RonError(
-            ErrorCode.NO_CAPABILITY,
-            "no capability to show to the onion runtime",
-            hint=f"--cap TOKEN|FILE or RON_CAP; admin.cap is in the daemon's RON_HOME (not in {home()})",
-        )
-    return oniond_at(reactor, where, capability, tries=TRIES)
+    return ONIOND.ask(control, cap, lambda reactor, api: work(reactor, Onions(api)))
 
 
 # Which onion
@@ -214,13 +133,3 @@ def _settled(view: OnionView) -> bool:
 
 def _published(view: OnionView) -> str:
     return f"published to {view.uploads} directories" if view.uploads else "published"
-
-
-def is_asked(yes: bool) -> bool:
-    """Is there somebody to ask, who has not said yes already?"""
-    return not yes and sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def confirm(question: str) -> None:
-    """Go on, or abort."""
-    click.confirm(question, abort=True, err=True)

@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ron.ctl.balance import balance as group
 from ron.ctl.balance_keys import parse_shares, read_key
-from ron.ctl.balance_reach import place, seconds
+from ron.ctl.balance_reach import NODE, seconds
 from ron.ctl.balance_text import drawn, ghosts_text, member_line, service_line, span, text
 from ron.proto.balanceviews import BalanceView, GhostView, LeaderView, PublicationView
 from ron.proto.errors import ErrorCode, RonError, unavailable
@@ -174,9 +174,9 @@ class Words(SynchronousTestCase):
 
     def test_where_the_node_may_be(self) -> None:
         for wrong in ("", "unix:relative", "run/balance.sock", "ftp://x"):
-            self.assertIs(self.assertRaises(RonError, place, wrong).code, ErrorCode.BAD_REQUEST)
-        self.assertIn("ron-balance", self.assertRaises(Unreachable, place, "unix:/nonexistent.sock").hint or "")
-        self.assertEqual(place("https://alpha.internal:9443"), "https://alpha.internal:9443")
+            self.assertIs(self.assertRaises(RonError, NODE.place, wrong).code, ErrorCode.BAD_REQUEST)
+        self.assertIn("ron-balance", self.assertRaises(Unreachable, NODE.place, "unix:/nonexistent.sock").hint or "")
+        self.assertEqual(NODE.place("https://alpha.internal:9443"), "https://alpha.internal:9443")
 
     def test_every_command_has_help_with_an_example(self) -> None:
         commands = {(name,): command for name, command in group.commands.items()}
