@@ -60,7 +60,7 @@ class ControlApi(NamedTuple):
         if scheme == "unix" and rest.startswith("/"):
             path = Path(rest)
             if not _is_socket(path):
-                raise Unreachable(f"there is no socket {path}", hint=f"start {self.what}, or correct --control")
+                raise Unreachable(f"there is no socket {path}", hint=f"start one ({self.start}), or correct --control")
             return path
         if scheme in {"http", "https"}:
             return control
