@@ -88,7 +88,8 @@ class ClusterTest(TestCase):
         waited = 0.0
         while not check():
             if waited > PATIENCE_S:
-                self.fail(f"not in {PATIENCE_S} s: {what}")
+                stand = {n.mesh.name: (sorted(n.connected()), n.why_not_ready()) for n in self.nodes.values()}
+                self.fail(f"not in {PATIENCE_S} s: {what}; {stand}")
             await deferLater(reactor, 0.02)
             waited += 0.02
 
