@@ -10,7 +10,21 @@ import importlib
 import sys
 import time
 
-NAMES = ("tiles", "mailbox", "bus", "oap", "capability", "pow", "tls", "onions", "startup", "memory", "node", "soak")
+NAMES = (
+    "tiles",
+    "mailbox",
+    "bus",
+    "oap",
+    "capability",
+    "pow",
+    "tls",
+    "onions",
+    "balance",
+    "startup",
+    "memory",
+    "node",
+    "soak",
+)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@
 # Needs curl, tor, and ronctl and twistd of this project: on PATH, or in .venv. All of it is on loopback.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
-PATH=$here/.venv/bin:$PATH
+PATH=$here/.venv/bin:$PATH:/usr/lib/rustyonions/bin
 work=$(mktemp -d "${TMPDIR:-/tmp}/balance.XXXXXX")
 running="" # pids of all that was started
 
@@ -34,10 +34,9 @@ print(*(one.getsockname()[1] for one in all))' "$1"
 }
 
 until_true() { # SECONDS WHAT COMMAND…: until it succeeds
-    left=$(($1 * 5)) what=$2; shift 2
+    end=$(($(date +%s) + $1)) what=$2; shift 2
     until "$@" >/dev/null 2>&1; do
-        left=$((left - 1))
-        [ $left -gt 0 ] || die "$what took too long; the logs: $(tail -n 3 "$work"/?.log 2>&1)"
+        [ "$(date +%s)" -lt $end ] || die "$what took too long; the logs: $(tail -n 3 "$work"/?.log 2>&1)"
         sleep 0.2
     done
 }
@@ -61,10 +60,10 @@ found() { # NAME MESH-PORT WEB-PORT init|join BUNDLE-OR-NAME: its website and it
 
 leader() { node "$1" status | sed -n 's/^leader *\([abc]\):.*/\1/p'; } # as that node sees it
 leads() { now=$(leader "$1"); [ -n "$now" ] && [ "$now" != "$2" ]; }   # SEEN-BY NOT
-heads() { node "$1" status | grep -cE "^ [ *]  [abc] +alive +serving +yes"; }
+heads() { node "$1" status | grep -cE "^[ *]  [abc] +alive +serving +yes"; }
 all_in() { [ "$(heads "$1")" = 3 ]; }
 # a name of its own for each try: tor then uses other circuits, as for a stranger
-get() { curl --silent --fail --max-time 30 --proxy "socks5h://$1:x@127.0.0.1:$socks" "http://$address/"; }
+get() { curl --silent --fail --max-time 20 --proxy "socks5h://$1:x@127.0.0.1:$socks" "http://$address/"; }
 
 visit() { # one visitor after the other, for as long as this lasts
     number=0
@@ -87,7 +86,7 @@ kill_leader() { # SEEN-BY: the leader, the hard way; then who leads instead
     before=$(wc -l <"$work/visits")
     until_true 30 "another leader" leads "$survivor" "$old"
     say "$(leader "$survivor") leads now; ten more visits"
-    until_true 60 "ten more visits" ten_more
+    until_true 90 "ten more visits" ten_more
     visits
     node "$survivor" status
 }

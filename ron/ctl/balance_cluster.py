@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ron.ctl.balance_node import DIRECTORY, load_ca
-from ron.ctl.balance_reach import ask, reach
+from ron.ctl.balance_reach import ask, op_id_option, reach
 from ron.ctl.balance_text import member_line
-from ron.ctl.control import confirm, is_asked, op_id_option, yes_option
+from ron.ctl.control import confirm, is_asked, yes_option
 from ron.ctl.node import home, print_json
 from ron.ctl.onion_clients import write_new
 from ron.proto.errors import bad_request

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ron.ctl.balance_reach import ask, reach
+from ron.ctl.balance_reach import ask, op_id_option, reach
 from ron.ctl.balance_text import service_line
-from ron.ctl.control import confirm, is_asked, op_id_option, yes_option
+from ron.ctl.control import confirm, is_asked, yes_option
 from ron.ctl.node import print_json
 from ron.kernel.files import read_private
 from ron.proto.errors import RonError, bad_request

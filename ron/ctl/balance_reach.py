@@ -30,6 +30,9 @@ NODE = ControlApi(
 )
 reach = NODE.reach
 for_option = click.option("--for", "for_text", metavar="TIME", help="End it by itself after so long, e.g. 30m.")
+op_id_option = click.option(
+    "--op-id", metavar="UUID", help="Makes it one act however often it is called within ten minutes.  [a fresh one]"
+)
 
 
 def seconds(text: str | None) -> int | None:

@@ -27,6 +27,7 @@ from ron.services.sections import (
     SecuritySection,
     TlsConfig,
 )
+from ron.tor.clientauth import parse_public
 
 # folders in memory on Linux, by contract of systemd and of the file system hierarchy
 MEMORY_FOLDERS = (PurePosixPath("/dev/shm"), PurePosixPath("/run/user"))  # noqa: S108 - compared with, not written to
@@ -270,6 +271,15 @@ def _check_balanced_service(service: BalancedService, others: Sequence[str], ind
         if onion_port in seen:
             raise ConfigError(f"{onion_port} is there twice", key=where, hint="remove one of them")
         seen.add(onion_port)
+    for number, client in enumerate(service.clients):
+        try:
+            parse_public(client)
+        except RonError as error:
+            raise ConfigError(
+                error.message, key=f"{key}.clients[{number}]", hint=error.hint or "make a new client key"
+            ) from None
+        if client in service.clients[:number]:
+            raise ConfigError("it is there twice", key=f"{key}.clients[{number}]", hint="remove one of them")
 
 
 def _in_memory(folder: str) -> bool:

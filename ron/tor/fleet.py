@@ -118,6 +118,10 @@ class Fleet:
         await deferToThread(self._prepare)
         self._tell(Stage("prepare", 1, 1, f"{len(self._names())} tors prepared"))
         await self._bring_up_network(deadline_s)
+        await self._start_clients(deadline_s)
+
+    async def _start_clients(self, deadline_s: float) -> None:
+        """Then the network is up."""
         for name in self.clients:
             self._start(name, self.client_target)
         await self._until(deadline_s, "clients", self._clients_progress)
@@ -231,14 +235,17 @@ class Fleet:
 
     def _prepare(self) -> None:
         private_dir(self.directory)
-        for name in self._names():
-            reap_stale(self.directory / name, self._torrc_path(name))
-            if not self.keeps_state:
-                _forget_state(self.directory / name, keep_keys=name in self.infrastructure)
+        self._forget()
         self._choose_ports()
         self._prepare_network()
         for name in self._names():
             self._write_torrc(name)
+
+    def _forget(self) -> None:
+        for name in self._names():
+            reap_stale(self.directory / name, self._torrc_path(name))
+            if not self.keeps_state:
+                _forget_state(self.directory / name, keep_keys=name in self.infrastructure)
 
     def _prepare_client(self, name: str) -> None:
         reap_stale(self.directory / name, self._torrc_path(name))

@@ -1,14 +1,21 @@
 """Our own Tor network on loopback: 3 authorities, 2 relays, and one client tor per role (DESIGN §4 Tor, §5).
 
 In: a folder and the client roles wanted. Out: a running `Fleet` whose clients see a whole network of our own. They
-start only when the consensus is whole: earlier ones latch a view of two relays and stay useless.
+start only when the consensus is whole: earlier ones latch a view of two relays and stay useless. When the host's clock
+is set back, the network is made anew.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ron.kernel.aio import within
 from ron.kernel.files import write_private
@@ -25,20 +32,30 @@ SNIPPET_FILE = "snippet.torrc"
 FIRST_INTERVAL_S = 6
 BOUNDARY_AHEAD_S = 2
 NUDGE_EVERY_S = 1.5
+# Set back by more than this, authorities would not vote until their clock is again where it was, and the directories,
+# which know newer descriptors of our onions, would take none that is made meanwhile.
+SET_BACK_S = 60.0
+CLOCK_EVERY_S = 5.0
 # An authority that tests relays calls those dead that it has not reached for 45 minutes. Set the clock an hour forward,
 # and the next consensus lists none until the tests have got round, twenty minutes later. We know whether ours run.
 _NO_TESTS = ("--AuthDirTestReachability", "0")
 # A relay's or authority's control port answers below any percentage; their bootstrap is the consensus itself.
 _RELAY_TARGET = 0
+_log = Logger(namespace="ron.tor")
 
 
 class PrivateNetwork(Fleet):
-    """The smallest network there can be, all of it on this host."""
+    """The smallest network there can be, all of it on this host. now: Unix seconds."""
 
     infrastructure = INFRASTRUCTURE
 
-    def __init__(self, reactor: Any, **settings: Any) -> None:
+    def __init__(self, reactor: Any, *, now: Callable[[], float] = time.time, **settings: Any) -> None:
         super().__init__(reactor, **settings)
+        self._now = now
+        self._clock = LoopingCall(self._look_at_the_clock)
+        self._clock.clock = reactor
+        self._ahead_s = now() - reactor.seconds()
+        self._remaking: Deferred[None] | None = None
         self._next_nudge = 0.0
         self._authority_lines = ""
 
@@ -72,11 +89,61 @@ class PrivateNetwork(Fleet):
         return (self.clients, RELAYS, AUTHORITIES)
 
     async def _bring_up_network(self, deadline_s: float) -> None:
-        offset = voting_offset_s(time.time())
+        offset = voting_offset_s(self._now())
         for name in INFRASTRUCTURE:
             voting = ["--TestingV3AuthVotingStartOffset", str(offset), *_NO_TESTS] if name in AUTHORITIES else []
             self._start(name, _RELAY_TARGET, *voting)
         await self._until(deadline_s, "consensus", self._consensus_progress)
+
+    async def bring_up(self) -> None:
+        """As `Fleet.bring_up`; from then on it is made anew whenever the host's clock is set back."""
+        await super().bring_up()
+        self._ahead_s = self._now() - self._reactor.seconds()
+        self._clock.start(CLOCK_EVERY_S, now=False)
+
+    async def take_down(self) -> None:
+        """As `Fleet.take_down`."""
+        if self._clock.running:
+            self._clock.stop()
+        remaking, self._remaking = self._remaking, None
+        if remaking is not None:
+            remaking.cancel()
+        await super().take_down()
+
+    def _look_at_the_clock(self) -> None:
+        ahead_s = self._now() - self._reactor.seconds()
+        back_s, self._ahead_s = self._ahead_s - ahead_s, ahead_s
+        if back_s < SET_BACK_S or self._remaking is not None:
+            return
+        _log.warn("the clock was set back by {seconds} s", event="clock_set_back", seconds=round(back_s))
+        self._remaking = Deferred.fromCoroutine(self._make_anew())
+        self._remaking.addErrback(self._not_made)
+        self._remaking.addBoth(self._remade)
+
+    def _remade(self, _none: None) -> None:
+        self._remaking = None
+
+    def _not_made(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return
+        _log.failure("the network was not made anew; trying again", failure, event="tornet_failed")
+        self._ahead_s += 2 * SET_BACK_S  # at the next look it has been set back again
+
+    async def _make_anew(self) -> None:
+        """Every tor ends and begins without memories, under its own key."""
+        await self._changing.acquire()
+        try:
+            self._set_state("starting")
+            self._health.missing("tor.net", "the host's clock was set back, and the network is made anew")
+            for group in self._stop_order():
+                stops = [Deferred.fromCoroutine(self.tors[name].stop()) for name in group if name in self.tors]
+                await gatherResults(stops, consumeErrors=True)
+            await deferToThread(self._forget)
+            deadline_s = self._reactor.seconds() + self.bring_up_timeout_s
+            await self._bring_up_network(deadline_s)
+            await self._start_clients(deadline_s)
+        finally:
+            self._changing.release()
 
     async def _consensus_progress(self) -> Stage:
         """Done when every infrastructure tor has a consensus that lists all of them, and their descriptors.

@@ -10,16 +10,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import http.client
-import http.server
 import json
 import os
 import shutil
 import signal
 import socket
-import socketserver
 import subprocess
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -29,64 +26,15 @@ from typing import Any
 import socks
 
 from tests.live.onionwork import UnixConnection, ask, op_id
+from tests.live.sites import HTTP_PORT, Site
 from tests.live.support import BIN, ROOT, Daemon, Reply, alive, free_port, process_tree, until
 
 NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta")
 SERVICE = "main"
-HTTP_PORT, ECHO_PORT = 80, 7
 WHOLE_S = 120.0
 ANSWER_S = 100.0
 NETWORK_S = 120.0
 GET_S = 20.0
-
-
-class Site:
-    """What stands behind a head: a web page with the node's name, and an echo. Goes on when the node is killed."""
-
-    def __init__(self, name: str) -> None:
-        body = f"node {name}".encode()
-
-        class Page(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_words: object) -> None:
-                """Quiet."""
-
-        self.body = body
-        self._servers: list[socketserver.ThreadingTCPServer] = [_Server(("127.0.0.1", 0), Page)]
-        self._servers.append(_Server(("127.0.0.1", 0), _Echo))
-        for server in self._servers:
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
-
-    @property
-    def ports(self) -> list[str]:
-        """As `--port` takes them."""
-        there = [server.server_address[1] for server in self._servers]
-        return [f"{HTTP_PORT}:127.0.0.1:{there[0]}", f"{ECHO_PORT}:127.0.0.1:{there[1]}"]
-
-    def close(self) -> None:
-        """Serve no more."""
-        for server in self._servers:
-            server.shutdown()
-            server.server_close()
-
-
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, _request: Any, _address: Any) -> None:
-        """A visitor whose head was killed."""
-
-
-class _Echo(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        while found := self.request.recv(65536):
-            self.request.sendall(found)
 
 
 class Node:
@@ -262,7 +210,7 @@ class Cluster:
     def start(self) -> Cluster:
         """The network, then all nodes at once. Returns when each is up and hears all others."""
         if self._own_network:
-            _ronctl(self.folder, "tornet", "up", "--dir", str(self.tornet), timeout_s=NETWORK_S)
+            network_up(self.tornet)
         self.client = Client(self.tornet)
         for name in self._names:
             self.make(name)
@@ -287,9 +235,8 @@ class Cluster:
                     os.kill(pid, signal.SIGKILL)
             node.site.close()
         self.nodes = {}
-        if self._own_network and self.tornet.exists():
-            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-                _ronctl(self.folder, "tornet", "down", "--dir", str(self.tornet), timeout_s=60)
+        if self._own_network:
+            network_down(self.tornet)
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -383,6 +330,18 @@ class Cluster:
         with contextlib.suppress(OSError, http.client.HTTPException):
             return self.get(onion, timeout_s).startswith(b"node ")
         return False
+
+
+def network_up(folder: Path) -> None:
+    """A private Tor network in `folder`, whole."""
+    _ronctl(folder.parent, "tornet", "up", "--dir", str(folder), timeout_s=NETWORK_S)
+
+
+def network_down(folder: Path) -> None:
+    """It ends, if it is there."""
+    if folder.exists():
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            _ronctl(folder.parent, "tornet", "down", "--dir", str(folder), timeout_s=60)
 
 
 def _hears(view: dict[str, Any]) -> set[str]:

@@ -1,20 +1,31 @@
-"""What the tests of a cluster's faults share: one cluster for several tests, how its nodes see it, visitors all the while.
+"""What the tests of a cluster's faults share: one cluster for several, how its nodes see it, visitors all the while.
 
 In: how to make a cluster. Out: a base for tests.
 """
 
 from __future__ import annotations
 
+import base64
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from twisted.python import log
 from twisted.trial.unittest import SynchronousTestCase
 
+from ron.kernel.files import write_private
+from ron.tor.onionkeys import OnionKey, address_of
 from tests.live.cluster import SERVICE, Cluster
+from tests.live.onionwork import local_app
 from tests.live.support import until
 from tests.live.visits import Visit, Visitor, gap_s, share, told
 
+# What tor's hs_ed25519_secret_key begins with.
+TOR_HEADER = b"== ed25519v1-secret: type0 ==".ljust(32, b"\x00")
+# A file to which measured figures are added; without it they are in trial's log alone.
+FIGURES = os.environ.get("TEST_FIGURES")
 _shared: dict[str, Cluster] = {}
 
 
@@ -30,6 +41,13 @@ def end_shared() -> None:
     """End what was started."""
     while _shared:
         _shared.popitem()[1].stop()
+
+
+def also(service: str, port: int) -> str:
+    """Config of another address. Something answers at its own port, or the heads would be taken for broken; visitors
+    come to port 80 of any address."""
+    where = local_app()
+    return f'[[balance.services]]\nname = "{service}"\nports = ["{port}:{where}"]\n'
 
 
 class ClusterCase(SynchronousTestCase):
@@ -51,6 +69,20 @@ class ClusterCase(SynchronousTestCase):
         """Whom each node follows."""
         return {name: (view["leader"]["name"] or "") if view else "?" for name, view in self.views().items()}
 
+    def service(self, node: str, service: str = SERVICE) -> dict[str, Any]:
+        """As that node sees it; empty when it does not answer."""
+        found = self.cluster.node(node).seen().get("services", ())
+        return next((one for one in found if one["name"] == service), {})
+
+    def publications(self, node: str, service: str = SERVICE) -> list[dict[str, Any]]:
+        """What has been published, by what that node knows; the newest period first."""
+        return list(self.service(node, service).get("publications", ()))
+
+    def holders(self, service: str = SERVICE) -> set[str]:
+        """Who has the key or a share, by whom all follow; empty while they do not agree."""
+        leader = self.cluster.leader()
+        return set(self.service(leader.name, service).get("holders", ())) if leader is not None else set()
+
     def is_one(self, service: str = SERVICE) -> bool:
         """Does everybody follow one who is alone in saying that it leads, and lists every running node?"""
         views = self.views()
@@ -66,8 +98,25 @@ class ClusterCase(SynchronousTestCase):
             raise AssertionError(f"{error}: {self.leaders()}, {self.cluster.heads(service)}") from None
         return time.monotonic() - began_s
 
+    def imports(self, service: str, key: OnionKey) -> tuple[str, Path]:
+        """An operator gives the cluster this key, as a tor keeps it; its onion, and the file it came from."""
+        path = self.cluster.folder / f"{service}.key"
+        write_private(path, TOR_HEADER + base64.b64decode(key.blob.removeprefix("ED25519-V3:")))
+        said = self.cluster.wait_leader().ok("balance", "service", "import", service, "--key", str(path), "--yes")
+        onion = address_of(key)
+        self.assertEqual(said.split()[-1].removesuffix(".onion"), onion.removesuffix(".onion"))
+        self.cluster.onions[service] = onion
+        return onion, path
+
+    def say(self, words: str) -> None:
+        """A figure, for whoever reads the test's log."""
+        log.msg(f"{self.id().rpartition('.')[2]}: {words}")
+        if FIGURES:
+            with Path(FIGURES).open("a") as figures:
+                figures.write(f"{self.id().rpartition('.')[2]}: {words}\n")
+
     def fine(self, visits: list[Visit], *, gap: float, least: float) -> None:
         """Visitors: never longer than `gap` seconds without one that came through, and at least so many did."""
-        how = f"{self.id().rpartition('.')[2]}: visits {told(visits)}"
-        print(how)
+        how = f"visits {told(visits)}"
+        self.say(how)
         self.assertTrue(gap_s(visits) <= gap and share(visits) >= least, how)

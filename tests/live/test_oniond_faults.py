@@ -28,8 +28,6 @@ from tests.live.support import MACRONODE, NO_TOR, alive, http, new_node, until
 SLO = "[slo]\nshort_window_s = 2\nlong_window_s = 2\nhold_s = 2\nlatency_ms = 10000\n"
 LIMITS = "max_onions = 40\nmax_per_app = 4"
 NOT_ROOT = None if os.getuid() == 0 else "only root may mount a small disk and cut other programs' connections"
-AUTHORITIES = ("auth1", "auth2", "auth3")
-RELAYS = ("relay1", "relay2")
 
 
 def on_a_small_disk() -> OnionWork:
@@ -198,52 +196,6 @@ class DaemonFaults(Faults):
 
     if NOT_ROOT:
         test_the_disk_is_full.skip = NOT_ROOT  # type: ignore[attr-defined]
-
-
-class NetworkFaults(Faults):
-    """What happens to the network behind the onions."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        # a tor that remembers what the test before did to the relays avoids them for minutes
-        self.work.signal(signal.SIGKILL, "onion")
-        self.tells("tor.onion", "being restarted")
-        self.work.comes_back(*self.onions)
-
-    def release(self, tor: str) -> None:
-        admin = self.work.daemon.facts()["admin_url"]
-        released = self.work.daemon.ronctl("service", "release", tor, "--node", admin)
-        self.assertEqual(released.returncode, 0, released.stderr)
-
-    def test_all_relays_are_lost_again_and_again(self) -> None:
-        for _ in range(3):
-            self.work.signal(signal.SIGKILL, *RELAYS)
-            for relay in RELAYS:
-                self.tells(f"tor.{relay}", "being restarted", within_s=5)
-            until(lambda: not self.work.reason("tor.relay1") + self.work.reason("tor.relay2"), 30, "relays being back")
-            time.sleep(5)
-        self.work.comes_back(*self.onions)
-
-    def test_every_relay_and_authority_is_lost_at_once(self) -> None:
-        self.work.signal(signal.SIGKILL, *AUTHORITIES, *RELAYS)
-        self.tells("tor.auth2", "being restarted", within_s=5)
-        self.work.comes_back(*self.onions)
-
-    def test_an_authority_stays_dead(self) -> None:
-        def kill() -> bool:
-            pid = self.work.tors()["auth3"]["pid"]
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return "keeps dying" in self.work.reason("tor.auth3")
-
-        self.addCleanup(self.release, "tor.auth3")
-        until(kill, 60, "its being left alone")
-        for onion in self.onions:
-            until(lambda onion=onion: self.work.reachable(onion), 120, f"{onion} being reachable")
-        until(lambda: self.work.readiness()["ready"], 60, "readiness without it")
-        self.release("tor.auth3")
-        self.work.comes_back(*self.onions)
 
 
 class BadInput(Faults):

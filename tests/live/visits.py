@@ -59,7 +59,7 @@ class Visitor:
         try:
             body = self._client.get(self._onion, timeout_s=TIMEOUT_S).decode()
         except (OSError, http.client.HTTPException) as error:
-            why = repr(error)
+            why = f"{type(error).__name__} {error}"
         self._visits.append(Visit(began_s, time.monotonic() - began_s, body, why))
 
 

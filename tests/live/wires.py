@@ -26,14 +26,17 @@ from pathlib import Path
 
 _TUNSETIFF, _TUN, _BARE = 0x400454CA, 0x0001, 0x1000
 _MTU = 1500
-# Where a daemon's sockets belong that are bound to, or connect to, an address of the wires. A socket is in the namespace
-# in which it was made, so it is made anew there and takes the other's place.
-_SITE = """import ctypes, os, socket
+# Where a daemon's sockets belong that are bound to, or connect to, an address of the wires. A socket is in the
+# namespace in which it was made, so it is made anew there and takes the other's place; once, Twisted connects twice.
+_SITE = """import ctypes, os, socket, weakref
+_there_already = weakref.WeakSet()
 _libc = ctypes.CDLL(None, use_errno=True)
 _here, _there = os.open("/proc/self/ns/net", os.O_RDONLY), os.open({space!r}, os.O_RDONLY)
 def _moved(method):
     def call(self, address):
-        if self.family == socket.AF_INET and str(address[0]).startswith({prefix!r}):
+        wired = self.family == socket.AF_INET and str(address[0]).startswith({prefix!r})
+        if wired and self not in _there_already:
+            _there_already.add(self)
             if _libc.setns(_there, 0):
                 raise OSError(ctypes.get_errno(), "setns")
             try:

@@ -73,6 +73,25 @@ check_ronctl() {
     equal "$(find $home ! -user ron | wc -l)" 0 "files of others in $home after a mint"
 }
 
+begin_cluster() { # the files of a cluster's first node, on a Tor network of its own
+    expect 0 ronctl balance init alpha --listen 127.0.0.1:9470 --port 80:127.0.0.1:9080 --admin 127.0.0.1:9919 \
+        --out $home/balance/etc
+}
+
+check_cluster() { # it runs, leads, makes an address; ronctl finds it
+    tries=0
+    until [ -e $home/balance/balance.json ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 120 ] || die "the node of a cluster did not come up"
+        sleep 1
+    done
+    expect 0 ronctl balance service add main
+    says '[a-z2-7]\{56\}\.onion'
+    expect 0 ronctl balance status
+    says '^leader *alpha'
+    equal "$(find $home ! -user ron | wc -l)" 0 "files of others in $home after ronctl balance"
+}
+
 check_purged() { # LIST-BEFORE
     step "purged: no file, no process, nothing in memory"
     equal "$(of_ron)" 0 "processes of ron"

@@ -17,8 +17,10 @@ step "installing starts the node, and it alone"
 expect 0 dpkg -i /root/first.deb
 expect 0 systemctl is-active ron-node
 expect 0 systemctl is-enabled ron-node
-expect 3 systemctl is-active ron-oniond
-expect 1 systemctl is-enabled ron-oniond
+for unit in ron-oniond ron-balance; do
+    expect 3 systemctl is-active $unit
+    expect 1 systemctl is-enabled $unit
+done
 ready
 address=$(onion)
 check_account_and_modes
@@ -34,7 +36,7 @@ done
 expect 0 nsenter -t "$(main_pid)" -m -- findmnt -n -o OPTIONS /
 says '^ro'
 expect 1 nsenter -t "$(main_pid)" -m -- touch /usr/lib/rustyonions/writable
-for unit in ron-node ron-oniond; do
+for unit in ron-node ron-oniond ron-balance; do
     expect 0 systemd-analyze security --no-pager --threshold=25 $unit
     tail -n 1 /tmp/output
 done
@@ -116,6 +118,18 @@ done
 expect 0 systemctl stop ron-oniond
 expect 0 systemctl is-active ron-node
 [ -e /run/ron ] || die "the one that stopped took /run/ron away from the other"
+
+step "a node of a cluster beside the node, in the same sandbox; before init it is not even tried again"
+systemctl start ron-balance || true
+sleep 5
+equal "$(systemctl show -P ActiveState ron-balance)" failed "state"
+equal "$(systemctl show -P NRestarts ron-balance)" 0 "restarts"
+begin_cluster
+systemctl reset-failed ron-balance
+expect 0 systemctl start ron-balance
+check_cluster
+expect 0 systemctl stop ron-balance
+equal "$(systemctl show -P Result ron-balance)" success "result"
 
 step "upgrading keeps config, state and address"
 printf 'before' | ronctl mailbox send keep/me >/tmp/output

@@ -9,11 +9,13 @@ step "installing starts the node, and it alone"
 expect 0 dpkg -i /root/first.deb
 expect 0 $script status
 expect 3 /etc/init.d/ron-oniond status
+expect 3 /etc/init.d/ron-balance status
 ready
 address=$(onion)
 check_account_and_modes
 ls /etc/rc2.d/S*ron-node >/tmp/output || die "ron-node does not start at boot"
 ! ls /etc/rc2.d/S*ron-oniond >/tmp/output 2>&1 || die "ron-oniond starts at boot"
+! ls /etc/rc2.d/S*ron-balance >/tmp/output 2>&1 || die "ron-balance starts at boot"
 equal "$(ps -o user= -p "$(cat /run/ron/ron-node.pid)")" ron "who it runs as"
 check_ronctl
 
@@ -77,6 +79,14 @@ grep -q '"app": *"wiki"' $home/oniond/onions.json || die "no onion for wiki"
 expect 0 /etc/init.d/ron-oniond stop
 expect 3 /etc/init.d/ron-oniond status
 expect 0 $script status
+
+step "a node of a cluster beside the node"
+expect 1 /etc/init.d/ron-balance start
+begin_cluster
+expect 0 /etc/init.d/ron-balance start
+check_cluster
+expect 0 /etc/init.d/ron-balance stop
+expect 3 /etc/init.d/ron-balance status
 
 step "upgrading keeps config, state and address"
 printf 'before' | ronctl mailbox send keep/me >/tmp/output

@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ron.kernel.config import ConfigError, convert
 from ron.services.configs import NodeConfig
+from ron.tor.clientauth import generate
 from ron.tor.onionkeys import address_of, new_key
 from tests.services.configtables import APPS, AUTOSCALE, EXPOSE, check
 
@@ -252,6 +253,17 @@ class Clusters(SynchronousTestCase):
         self.refused("balance.services[0].ports[1]", services=[{"name": "main", "ports": twice}])
         fine = [f"80:{PEER}:80", "81:unix:/run/app.sock", "82:127.0.0.1:8082"]
         check("ron-balance", {"balance": {"services": [{"name": "main", "ports": fine}]}})
+
+    def test_clients_are_keys(self) -> None:
+        """One that is none would be left out, and the address be published for nobody."""
+        good, low_order, spare_bits = generate().public.base32, "A" * 52, "A" * 51 + "B"
+        for bad in ((low_order,), (spare_bits,)):
+            self.refused(
+                "balance.services[0].clients[0]", services=[{"name": "m", "ports": ["80:127.0.0.1:8"], "clients": bad}]
+            )
+        twice = {"name": "m", "ports": ["80:127.0.0.1:8"], "clients": [good, good]}
+        self.refused("balance.services[0].clients[1]", services=[twice])
+        check("ron-balance", {"balance": {"services": [{**twice, "clients": [good]}]}})
 
     def test_one_lost_beat_is_no_dead_node(self) -> None:
         self.refused("balance.suspect_ms", beat_ms=1000, suspect_ms=2999)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from ron.kernel import HealthState, Metrics
@@ -21,6 +22,7 @@ from ron.tor.fleet import FACTS_FILE, NetworkFacts, _forget_state
 from ron.tor.privnet import (
     AUTHORITIES,
     BOUNDARY_AHEAD_S,
+    CLOCK_EVERY_S,
     FIRST_INTERVAL_S,
     INFRASTRUCTURE,
     PrivateNetwork,
@@ -155,3 +157,52 @@ class Facts(TestCase):
         self.assertFalse(self.health.is_ok("tor.net"))
         await self.network.take_down()
         DirectoryLock(self.directory).release()
+
+
+class Remade(PrivateNetwork):
+    """One of which we only hear how often it would be made anew. fails: so often first."""
+
+    made = fails = 0
+
+    async def _make_anew(self) -> None:
+        self.made += 1
+        if self.made <= self.fails:
+            raise RonError(ErrorCode.TIMEOUT, "not up in time")
+
+
+class SetBack(SynchronousTestCase):
+    """The host's clock is set; looked at every few seconds."""
+
+    def setUp(self) -> None:
+        self.clock, self.wall_s = Clock(), 1_800_000_000.0
+        self.network = Remade(
+            self.clock,
+            now=lambda: self.wall_s + self.clock.seconds(),
+            directory=Path(self.mktemp()).absolute(),
+            tor=TorBinary("/nowhere/tor", (0, 4, 9), "/nowhere/tor-gencert"),
+            clients=("onion",),
+            health=HealthState(),
+            metrics=Metrics(),
+        )
+        self.network._clock.start(CLOCK_EVERY_S, now=False)
+        self.addCleanup(self.network._clock.stop)
+
+    def after(self, jump_s: float) -> int:
+        """How often it was made anew so far."""
+        self.wall_s += jump_s
+        self.clock.advance(CLOCK_EVERY_S)
+        return self.network.made
+
+    def test_an_hour_back_once_each_time(self) -> None:
+        self.assertEqual([self.after(by_s) for by_s in (0, -3600, 0, 0, -3600, 0)], [0, 1, 1, 1, 2, 2])
+
+    def test_forward_it_goes_on(self) -> None:
+        self.assertEqual([self.after(by_s) for by_s in (3600, 0, 59, -59, 1, -1)], [0] * 6)
+
+    def test_forward_and_back_is_back(self) -> None:
+        self.assertEqual([self.after(by_s) for by_s in (3600, -3600)], [0, 1])
+
+    def test_what_fails_is_tried_again(self) -> None:
+        self.network.fails = 2
+        self.assertEqual([self.after(by_s) for by_s in (-3600, 0, 0, 0)], [1, 2, 3, 3])
+        self.assertEqual(len(self.flushLoggedErrors(RonError)), 2)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -94,7 +95,6 @@ class HostedBalance:
             seal_key=self._seal.public.raw,
             on_end=ended,
         )
-        self._records = Records(self.mesh.book, self._wishes)
         self.cluster = Cluster(files.name, Timing.of(config), now_s=reactor.seconds(), unix_ms=now_ms())
         self.vault = KeyVault(
             reactor,
@@ -108,6 +108,7 @@ class HostedBalance:
             floor=self._floor,
             allow_unlocked=config.allow_unlocked,
         )
+        self._records = Records(self.mesh.book, self._wishes, self.vault)
         self.room = Publishing(
             reactor,
             testing=runtime.config.current.onion.network != "public",
@@ -216,7 +217,13 @@ class HostedBalance:
     async def start(self) -> None:
         """From the inside out: what is asked of a room finds it there."""
         self.room.start()
-        self.mesh.startService()
+        try:
+            self.mesh.startService()
+        except CannotListenError as error:
+            hint = "set balance.listen, or stop what listens there"
+            raise unavailable(f"the mesh cannot listen: {error.socketError}", hint=hint) from None
+        if self.mesh.ended is not None:
+            raise self.mesh.ended
         self.vault.startService()
         self.node.startService()
         await self.head.start()
@@ -224,16 +231,18 @@ class HostedBalance:
         self.guards.start()
 
     async def stop(self) -> None:
-        """From the outside in; secrets last, when nobody signs any more."""
+        """From the outside in; secrets last, when nobody signs any more, and whatever else goes wrong."""
         self.guards.stop()
-        self.node.stopService()
         self.canaries.follow({})
-        self._outside.stop()
-        await self.head.stop()
-        self.room.stop()
-        self.vault.stopService()
-        if self.mesh.running:
-            await self.mesh.stopService()
+        try:
+            self.node.stopService()
+            self._outside.stop()
+            await self.head.stop()
+        finally:
+            self.room.stop()
+            self.vault.stopService()
+            if self.mesh.running:
+                await self.mesh.stopService()
 
     # Within
 
@@ -298,12 +307,16 @@ class _Rooms(Service):
     def __init__(self, hosted: HostedBalance) -> None:
         self._hosted = hosted
         self._start: Deferred[None] | None = None
+        self._error = unavailable("it has ended in this process", hint="start the process anew")
 
     def startService(self) -> None:
-        """Begin."""
+        """Begin, once. A second time `started` says what was wrong, or that the process has to be started anew."""
         super().startService()
+        if self._start is not None:
+            self._start = fail(self._error)
+            return
         self._start = Deferred.fromCoroutine(self._hosted.start())
-        self._start.addErrback(_not_started)
+        self._start.addErrback(self._not_started)
 
     async def started(self) -> None:
         """Return once it has begun. Raises what beginning raised."""
@@ -315,12 +328,18 @@ class _Rooms(Service):
         if not self.running:
             return succeed(None)
         super().stopService()
+        if self._start is not None:
+            # it must not go on behind our back
+            self._start.addErrback(lambda _failure: None)
+            self._start.cancel()
         return Deferred.fromCoroutine(self._hosted.stop())
 
-
-def _not_started(failure: Failure) -> Failure:
-    _log.failure("this node did not start", failure, event="balance_not_started")
-    return failure
+    def _not_started(self, failure: Failure) -> Failure:
+        if isinstance(failure.value, RonError):
+            self._error = failure.value
+        elif not failure.check(CancelledError):
+            _log.failure("this node did not start", failure, event="balance_not_started")
+        return failure
 
 
 class BalancePart(Part):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import Logger
 
 from ron.proto.balance import ServiceName
@@ -24,7 +24,10 @@ _log = Logger(namespace="ron.balance")
 
 
 class Conductor:
-    """Of one node. told: called when there is something new to tell the others: "I published"."""
+    """Of one node, for one run of it. told: called when there is something new to tell the others: "I published".
+
+    leads: as of the last `act`.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class Conductor:
         if was and not self.leads:
             # two that look after one descriptor undo each other's work
             for name in self._records.all():
-                self._room.release(name)
+                self._let_go(name)
         if standing.duties.publish is not Reason.NONE and not self._stopped:
             self._begin(standing)
 
@@ -63,9 +66,19 @@ class Conductor:
 
     def stop(self) -> None:
         """Publish no more. What directories have lives on."""
-        self._stopped = True
+        self._stopped, self.leads = True, False
         for work in list(self._working):
             work.cancel()
+        for name in self._records.all():
+            self._room.release(name)
+
+    def _let_go(self, service: ServiceName) -> None:
+        """Another looks after it. Where the key is nobody's, who leads no more keeps nothing to publish with either."""
+        record = self._records.all().get(service)
+        if record is None or record.mode == "threshold":
+            self._room.give_up(service)
+        else:
+            self._room.release(service)
 
     def _begin(self, standing: Standing) -> None:
         number = self._cluster.begin(self._reactor.seconds())
@@ -80,18 +93,23 @@ class Conductor:
         )
         work = Deferred.fromCoroutine(self._publish_all(number, masters, standing.plan.listed, self._turn))
         self._working.add(work)
+        work.addErrback(lambda failure: failure.trap(CancelledError))
         work.addErrback(lambda failure: _log.failure("publishing broke", failure, event="balance_publishing_broke"))
         work.addBoth(lambda _: self._working.discard(work))
 
     async def _publish_all(self, number: int, masters: list[Master], listed: Collection[str], turn: int) -> None:
         every = [Deferred.fromCoroutine(self._publish(master, listed, turn)) for master in masters]
         well = await gatherResults(every, consumeErrors=True)
-        self._cluster.ended(number, ok=bool(well) and all(well))
-        self._told()
+        if not self._stopped:
+            self._cluster.ended(number, ok=bool(well) and all(well))
+            self._told()
 
     async def _publish(self, master: Master, listed: Collection[str], turn: int) -> bool:
+        """False when no directory has what clients ask for. One service's trouble is not the others'."""
         try:
             publication = await self._room.publish(master, listed, turn, self._note)
+        except CancelledError:
+            return False
         except RonError as error:
             _log.warn(
                 "{service} was not published: {why}",
@@ -100,13 +118,18 @@ class Conductor:
                 why=error.one_line(),
             )
             return False
+        except Exception:  # noqa: BLE001 - a defect is as good as a refusal: the cluster has to know that it did not work
+            _log.failure("{service} was not published", event="balance_publishing_broke", service=master.name)
+            return False
         self._note(publication)
         if not self.leads:
-            self._room.release(master.name)
+            self._let_go(master.name)
         return publication.first_s is not None
 
     def _note(self, publication: Publication) -> None:
         """A directory has it, or all have: the first is what the others wait for."""
+        if self._stopped:
+            return
         now_s = self._reactor.seconds()
         self._cluster.published([told for told in publication.told(now_s) if told.taken], now_s)
         self._told()
@@ -118,4 +141,4 @@ def to_prepare(vault: Vault, records: Records, *, leads: bool) -> Collection[Ser
     Where the key is nobody's, only whoever leads has one: a seized node could publish with it until its end.
     """
     held = vault.holds()
-    return [name for name, record in records.all().items() if name in held and (leads or record.mode == "shared")]
+    return [name for name, record in records.served().items() if name in held and (leads or record.mode == "shared")]

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.task import deferLater
-
-from ron.proto.balance import Mode, NodeName, ServiceName, Where
+from ron.proto.balance import MAX_SERVICES, Mode, NodeName, ServiceName, Where
 from ron.proto.balanceviews import (
     ROULETTE_WARNING,
     BalanceView,
@@ -101,6 +99,7 @@ class OperatorsDesk:
 
     async def promote(self, node: NodeName | None, for_s: int | None) -> LeaderView:
         """As `Desk.promote`."""
+        self._running()
         book = self._service.mesh.book
         if node is None:
             book.put("promote", None)
@@ -111,6 +110,7 @@ class OperatorsDesk:
 
     async def siege(self, node: NodeName, on: bool, for_s: int | None) -> MemberView:
         """As `Desk.siege`. Off brings it back at once; its own figures count again after `for_s` or the quiet time."""
+        self._running()
         self._known(node)
         until_ms = self._until_ms(for_s if on or for_s is not None else self._wishes().quiet_s)
         self._service.mesh.book.put(f"siege/{node}", Siege(on=on, until_ms=until_ms))
@@ -118,6 +118,7 @@ class OperatorsDesk:
 
     async def roulette(self, on: bool, for_s: int | None) -> RouletteAnswer:
         """As `Desk.roulette`."""
+        self._running()
         now_ms = self._now_ms()
         until_ms = now_ms + 1000 * (for_s or self._wishes().roulette_for_s)
         order = Roulette(from_ms=now_ms, until_ms=until_ms, every_s=self._wishes().roulette_s) if on else None
@@ -127,6 +128,7 @@ class OperatorsDesk:
 
     async def publish(self, service: ServiceName | None) -> PublishAnswer:
         """As `Desk.publish`. All of the leader's addresses are published together, whichever was named."""
+        self._running()
         names = sorted(self._service.records.all())
         if service is not None and service not in names:
             raise not_found(f"there is no service {service}")
@@ -147,18 +149,26 @@ class OperatorsDesk:
         key: bytearray | None,
     ) -> ServiceView:
         """As `Desk.create`. A key for an address in mode `shared` that nobody holds any more brings it back."""
-        record = self._service.records.all().get(name)
-        if record is not None and key is not None and record.mode == mode == "shared":
-            self._vault.bring_back(name, key)
-        elif mode == "shared":
-            self._vault.found(name, key=key)
-        else:
-            await self._vault.share(name, threshold=threshold, among=self._chosen(members, among), key=key)
+        try:
+            self._running()
+            record = self._service.records.all().get(name)
+            if record is not None and key is not None and record.mode == mode == "shared":
+                self._vault.bring_back(name, key)
+            elif mode == "shared":
+                self._check_new(name)
+                self._vault.found(name, key=key)
+            else:
+                self._check_new(name)
+                await self._vault.share(name, threshold=threshold, among=self._chosen(members, among), key=key)
+        finally:
+            if key is not None:
+                key[:] = bytes(len(key))
         self._service.soon()
         return self._view(name)
 
     async def refresh(self, service: ServiceName) -> ServiceView:
         """As `Desk.refresh`."""
+        self._running()
         await self._vault.refresh(service)
         return self._view(service)
 
@@ -170,6 +180,7 @@ class OperatorsDesk:
         remove: tuple[NodeName, ...],
     ) -> ServiceView:
         """As `Desk.reshare`."""
+        self._running()
         await self._vault.reshare(service, threshold=threshold, add=add, remove=remove)
         return self._view(service)
 
@@ -177,12 +188,14 @@ class OperatorsDesk:
 
     async def approve(self, name: NodeName) -> MemberView:
         """As `Desk.approve`."""
+        self._running()
         self._known(name)
         self._vault.approve(name)
         return self._outlook.member(name, self._standing())
 
     async def remove(self, name: NodeName) -> None:
         """As `Desk.remove`."""
+        self._running()
         self._known(name)
         if name == self._service.mesh.name:
             raise conflict("a node does not remove itself", "ronctl balance leave")
@@ -190,21 +203,27 @@ class OperatorsDesk:
         self._service.soon()
 
     async def leave(self) -> NodeName:
-        """As `Desk.leave`. The process ends a moment later."""
+        """As `Desk.leave`. The node ends a moment later."""
+        self._running()
+        name = self._service.mesh.name
+        self._not_the_last(name)
+        await self._gate.remove(name)
+        # only then: where that was refused, this node goes on, and needs them
         for service in self._vault.holds():
             self._vault.forget(service)
+        self._service.decide()
         self._service.tell()
-        name = self._service.mesh.name
-        await self._gate.remove(name)
-        deferLater(self._reactor, GOODBYE_S, self._leave).addErrback(lambda _failure: None)
+        self._reactor.callLater(GOODBYE_S, self._leave)
         return name
 
     async def rotate_token(self) -> TokenAnswer:
         """As `Desk.rotate_token`."""
+        self._running()
         return await self._gate.rotate_token()
 
     async def invite(self, name: NodeName, addresses: tuple[Where, ...]) -> InvitationAnswer:
         """As `Desk.invite`."""
+        self._running()
         return await self._gate.invite(name, addresses)
 
     # Parts of it
@@ -215,6 +234,33 @@ class OperatorsDesk:
     def _known(self, name: NodeName) -> None:
         if name not in self._service.mesh.members():
             raise not_found(f"{name} is no member of this cluster")
+
+    def _running(self) -> None:
+        """Raises Unavailable before this node is in its cluster, and after."""
+        if not self._service.running:
+            raise unavailable("this node is just starting, or ending", "try again in a moment")
+
+    def _check_new(self, name: ServiceName) -> None:
+        records = self._service.records
+        if name not in {service.name for service in self._wishes().services}:
+            raise conflict(
+                f"the config of this node has no [[balance.services]] with the name {name}",
+                "add it on every node, with the ports that lead to its target",
+            )
+        if len(records.all().keys() & self._vault.holds()) >= MAX_SERVICES:
+            raise conflict(f"a cluster has at most {MAX_SERVICES} addresses")
+
+    def _not_the_last(self, leaving: NodeName) -> None:
+        """Raises Conflict where an address would be lost for good with this node, unless nobody else is there."""
+        if len(self._service.mesh.members()) == 1:
+            return
+        for service in sorted(self._vault.holds() & self._service.records.all().keys()):
+            view = self._view(service)
+            if len(set(view.holders) - {leaving}) < max(view.threshold, 1):
+                raise conflict(
+                    f"without {leaving} nobody could sign for {service} any more",
+                    "approve another node and wait until it holds it too, or reshare",
+                )
 
     def _view(self, name: ServiceName) -> ServiceView:
         try:

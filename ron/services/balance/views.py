@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from functools import lru_cache
+from typing import Literal, NamedTuple, Protocol
 
 from ron.crypto.frost.keys import GroupKey
 from ron.proto.balance import Beat, HeadReport, NodeName, Published, ServiceName
@@ -21,11 +22,15 @@ from ron.proto.balanceviews import (
     ServiceView,
 )
 from ron.services.balance.cluster import NodeView, Standing, State, read_orders
-from ron.services.balance.ports import Mesh, Peer, ServiceRecord
+from ron.services.balance.ports import Member, Mesh, Peer, ServiceRecord
 from ron.services.balance.publishing.schedule import Found
 from ron.services.balance.service import BalanceService
 
 REMOVED = "removed/"
+# Of members that are none any more so many are shown.
+_MOST_REMOVED = 32
+# RFC 3339 has four digits for the year, and anybody in the cluster may write an order for longer.
+_LAST_S = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
 class Keeps(Protocol):
@@ -37,9 +42,20 @@ class Keeps(Protocol):
     def is_approved(self, name: NodeName) -> bool: ...
 
 
+class _Seen(NamedTuple):
+    """What all parts of one view go by. mine: our own beat, as others would get it now."""
+
+    standing: Standing
+    members: Mapping[NodeName, Member]
+    peers: Mapping[NodeName, Peer]
+    mine: Beat
+    holds: frozenset[ServiceName]
+    waiting: tuple[NodeName, ...]
+
+
 class Outlook:
     """Puts views together. cluster: its id in hex. holding: what directories had when last looked at. reachable: how
-    this node's own visits went. next_s: until this node publishes the service again, None when another leads.
+    this node's own visits went. pace_s: how old a descriptor may become. now_s: Unix time.
     """
 
     def __init__(
@@ -63,81 +79,39 @@ class Outlook:
         self._now_s = now_s
 
     def view(self, standing: Standing) -> BalanceView:
-        """How things stand."""
+        """How things stand. Never raises, whatever members have told or written."""
+        seen = self._look(standing)
         return BalanceView(
             node=self._mesh.name,
             cluster=self._cluster,
             time=_when(self._now_s()),
-            leader=self._leader(standing),
-            members=tuple(self.member(name, standing) for name in self._names()),
-            services=tuple(self.service(name, standing) for name in sorted(self._service.records.all())),
+            leader=self._leader(seen),
+            members=tuple(self._member(name, seen) for name in self._names(seen)),
+            services=tuple(
+                self._of(name, record, seen) for name, record in sorted(self._service.records.all().items())
+            ),
             roulette_until=self._roulette_until(),
-            warnings=self._warnings(standing),
+            warnings=self._warnings(seen),
         )
 
     def leader(self, standing: Standing) -> LeaderView:
         """Who leads, and why."""
-        return self._leader(standing)
+        return self._leader(self._look(standing))
 
     def member(self, name: NodeName, standing: Standing) -> MemberView:
         """One node; this one too."""
-        mine = name == self._mesh.name
-        member = self._mesh.me if mine else self._mesh.members().get(name)
-        peer = self._mesh.peers().get(name)
-        seen = standing.nodes.get(name)
-        beat = self._service.cluster.beat(self._service.seconds()) if mine else seen.beat if seen is not None else None
-        if member is None:
-            return MemberView(name=name, number=0, addresses=(), connected=False, state="removed")
-        listed = name in standing.plan.listed
-        return MemberView(
-            name=name,
-            number=member.number,
-            addresses=member.addresses,
-            connected=mine or (peer is not None and peer.connected),
-            state="alive" if mine else _state(seen),
-            why="" if mine or seen is None else seen.why,
-            uptime_s=self._uptime_s(beat, peer),
-            drift_s=0.0 if mine else peer.drift_s if peer is not None else None,
-            fit=standing.fit if mine else beat is not None and beat.fit,
-            unfit=standing.unfit if mine else beat.unfit if beat is not None else "",
-            leads=standing.duties.lead if mine else beat is not None and beat.leads,
-            hears=beat.hears if beat is not None else (),
-            head=_head(beat.head) if beat is not None else None,
-            in_descriptor=listed,
-            out="" if listed else standing.plan.left_out.get(name, ""),
-            holds=tuple(sorted(self._vault.holds())) if mine else beat.services if beat is not None else (),
-            approved=self._vault.is_approved(name),
-            waiting=name in self._vault.pending(),
-        )
+        return self._member(name, self._look(standing))
 
     def service(self, name: ServiceName, standing: Standing) -> ServiceView:
         """One master address. Raises KeyError for one that is not in the book."""
-        record = self._service.records.all()[name]
-        group = group_of(record)
-        publications = self._publications(name, standing)
-        leads = standing.duties.lead and name in self._vault.holds()
-        age_s = max((each.age_s for each in publications), default=0.0)
-        return ServiceView(
-            name=name,
-            onion=record.onion,
-            mode=record.mode,
-            threshold=record.threshold,
-            members=len(group.members) if group is not None else 0,
-            epoch=record.epoch,
-            holders=tuple(sorted(self._holders(name, standing))),
-            suspects=tuple(sorted(self._vault.suspects())) if group is not None else (),
-            heads=publications[0].heads if publications else (),
-            publications=publications,
-            next_publish_s=max(0.0, self._pace_s() - age_s) if leads else None,
-            reachable=self._reachable(name),
-        )
+        return self._of(name, self._service.records.all()[name], self._look(standing))
 
     def ghosts(self, standing: Standing) -> tuple[GhostView, ...]:
         """Heads that left the descriptor and are there."""
-        found = []
-        for name in self._names():
-            head = self._head(name, standing)
-            if head is not None and (head.mode == "ghost" or name in standing.plan.left_out) and head.onion:
+        seen, found = self._look(standing), []
+        for name in self._names(seen):
+            head = self._head(name, seen)
+            if head is not None and head.onion and (head.mode == "ghost" or name in standing.plan.left_out):
                 found.append(
                     GhostView(
                         node=name,
@@ -152,20 +126,85 @@ class Outlook:
 
     # Parts of it
 
-    def _names(self) -> list[NodeName]:
-        gone = {key.removeprefix(REMOVED) for key in self._mesh.book.keys(REMOVED)}
-        return sorted({*self._mesh.members(), *gone})
+    def _look(self, standing: Standing) -> _Seen:
+        return _Seen(
+            standing=standing,
+            members=self._mesh.members(),
+            peers=self._mesh.peers(),
+            mine=self._service.cluster.beat(self._service.seconds()),
+            holds=self._vault.holds(),
+            waiting=self._vault.pending(),
+        )
 
-    def _leader(self, standing: Standing) -> LeaderView:
-        promote = read_orders(self._mesh.book).promote
+    def _names(self, seen: _Seen) -> list[NodeName]:
+        gone = [key.removeprefix(REMOVED) for key in self._mesh.book.keys(REMOVED)]
+        return sorted({*seen.members, *gone[:_MOST_REMOVED]})
+
+    def _beat(self, name: NodeName, seen: _Seen) -> Beat | None:
+        """What a node that is there says; a dead one says nothing any more."""
+        if name == self._mesh.name:
+            return seen.mine
+        node = seen.standing.nodes.get(name)
+        return node.beat if node is not None and _is_there(node) else None
+
+    def _member(self, name: NodeName, seen: _Seen) -> MemberView:
+        member = self._mesh.me if name == self._mesh.name else seen.members.get(name)
+        if member is None or name not in seen.members:
+            return MemberView(name=name, number=0, addresses=(), connected=False, state="removed")
+        standing, mine = seen.standing, name == self._mesh.name
+        node, peer, beat = standing.nodes.get(name), seen.peers.get(name), self._beat(name, seen)
+        listed = name in standing.plan.listed
+        return MemberView(
+            name=name,
+            number=member.number,
+            addresses=member.addresses,
+            connected=mine or (peer is not None and peer.connected),
+            state="alive" if mine else _state(node),
+            why="" if mine or node is None else node.why,
+            uptime_s=self._uptime_s(beat, peer),
+            drift_s=0.0 if mine else peer.drift_s if peer is not None else None,
+            fit=beat is not None and beat.fit,
+            unfit=beat.unfit if beat is not None else "",
+            leads=beat is not None and beat.leads,
+            hears=beat.hears if beat is not None else (),
+            head=_head(beat.head) if beat is not None else None,
+            in_descriptor=listed,
+            out="" if listed else standing.plan.left_out.get(name, ""),
+            holds=tuple(sorted(seen.holds)) if mine else beat.services if beat is not None else (),
+            approved=self._vault.is_approved(name),
+            waiting=name in seen.waiting,
+        )
+
+    def _of(self, name: ServiceName, record: ServiceRecord, seen: _Seen) -> ServiceView:
+        members = _members_of(record.group)
+        publications = self._publications(name, seen)
+        leads = seen.mine.leads and name in seen.holds
+        age_s = max((each.age_s for each in publications), default=0.0)
+        return ServiceView(
+            name=name,
+            onion=record.onion,
+            mode=record.mode,
+            threshold=record.threshold,
+            members=members,
+            epoch=record.epoch,
+            holders=tuple(sorted(self._holders(name, seen))),
+            suspects=tuple(sorted(self._vault.suspects())) if members else (),
+            heads=publications[0].heads if publications else (),
+            publications=publications,
+            next_publish_s=max(0.0, self._pace_s() - age_s) if leads else None,
+            reachable=self._reachable(name),
+        )
+
+    def _leader(self, seen: _Seen) -> LeaderView:
+        standing, promote = seen.standing, read_orders(self._mesh.book).promote
         ends = promote is not None and promote.until_ms
-        claims = [name for name, seen in standing.nodes.items() if _is_there(seen) and seen.beat and seen.beat.leads]
+        names = [self._mesh.name, *standing.nodes]
         return LeaderView(
             name=standing.leader or None,
             why=standing.why,
             lease_left_s=standing.lease_left_s if standing.leader else None,
             promoted_until=_when(promote.until_ms / 1000) if promote is not None and ends else None,
-            claims=tuple(sorted([*claims, *([self._mesh.name] if standing.duties.lead else [])])),
+            claims=tuple(sorted(name for name in names if (beat := self._beat(name, seen)) is not None and beat.leads)),
         )
 
     def _uptime_s(self, beat: Beat | None, peer: Peer | None) -> float | None:
@@ -175,36 +214,45 @@ class Outlook:
         drift_s = peer.drift_s if peer is not None and peer.drift_s is not None else 0.0
         return max(0.0, self._now_s() + drift_s - beat.born_ms / 1000)
 
-    def _head(self, name: NodeName, standing: Standing) -> HeadReport | None:
+    def _head(self, name: NodeName, seen: _Seen) -> HeadReport | None:
         if name == self._mesh.name:
             return self._service.head.report()
-        seen = standing.nodes.get(name)
-        return seen.beat.head if seen is not None and seen.beat is not None else None
+        beat = self._beat(name, seen)
+        return beat.head if beat is not None else None
 
-    def _holders(self, name: ServiceName, standing: Standing) -> set[NodeName]:
-        there = {
-            node
-            for node, seen in standing.nodes.items()
-            if _is_there(seen) and seen.beat is not None and name in seen.beat.services
-        }
-        return there | ({self._mesh.name} if name in self._vault.holds() else set())
+    def _holders(self, name: ServiceName, seen: _Seen) -> set[NodeName]:
+        beats = {node: self._beat(node, seen) for node in seen.standing.nodes}
+        there = {node for node, beat in beats.items() if beat is not None and name in beat.services}
+        return there | ({self._mesh.name} if name in seen.holds else set())
 
-    def _publications(self, name: ServiceName, standing: Standing) -> tuple[PublicationView, ...]:
-        """The newest of each period, whoever made it; the period that clients ask for is not known to a follower."""
+    def _publications(self, name: ServiceName, seen: _Seen) -> tuple[PublicationView, ...]:
+        """The newest of each period that is due, whoever made it; of the one that clients ask for first."""
         told: dict[int, tuple[NodeName, Published, float]] = {}
-        own = self._service.cluster.beat(self._service.seconds()).published
-        heard = [(self._mesh.name, each, 0.0) for each in own]
-        for node, seen in standing.nodes.items():
-            if seen.beat is not None:
-                heard += [(node, each, seen.silent_s or 0.0) for each in seen.beat.published]
+        heard = [(self._mesh.name, each, 0.0) for each in seen.mine.published]
+        for node, view in seen.standing.nodes.items():
+            if view.beat is not None:
+                heard += [(node, each, view.silent_s or 0.0) for each in view.beat.published]
         for node, each, silent_s in heard:
             if each.service == name and (each.period not in told or told[each.period][1].revision < each.revision):
                 told[each.period] = node, each, silent_s
-        newest = sorted(told, reverse=True)[:2]
-        return tuple(self._publication(name, *told[period]) for period in newest)
+        ring = self._service.room.network.ring
+        if ring is None:
+            due = sorted(told, reverse=True)[:2]
+        else:
+            asked_for = ring.time.asked_for()
+            due = [each.period.number for each in (asked_for, *(d for d in ring.time.due() if d != asked_for))]
+        return tuple(
+            self._publication(name, *told[period], looked_at=period == due[0]) for period in due if period in told
+        )
 
-    def _publication(self, name: ServiceName, by: NodeName, told: Published, silent_s: float) -> PublicationView:
-        found: Mapping[str, Found] = self._holding(name) if by == self._mesh.name else {}
+    def _publication(
+        self, name: ServiceName, by: NodeName, told: Published, silent_s: float, *, looked_at: bool
+    ) -> PublicationView:
+        """looked_at: only of the period that clients ask for directories can be asked."""
+        ours = looked_at and by == self._mesh.name
+        checked_s = self._service.room.looked_s(name) if ours else None
+        # directories answer one after another: a look that has not ended is none yet
+        found = self._holding(name) if checked_s is not None else {}
         lost = [fingerprint for fingerprint, what in found.items() if what not in (Found.HELD, Found.SILENT)]
         return PublicationView(
             period=told.period,
@@ -215,6 +263,7 @@ class Outlook:
             taken=told.taken,
             directories=told.directories,
             missing=tuple(sorted(lost)),
+            checked_s=checked_s,
         )
 
     def _roulette_until(self) -> str | None:
@@ -222,30 +271,34 @@ class Outlook:
         on = order is not None and order.until_ms > self._now_s() * 1000
         return _when(order.until_ms / 1000) if order is not None and on else None
 
-    def _warnings(self, standing: Standing) -> tuple[str, ...]:
+    def _warnings(self, seen: _Seen) -> tuple[str, ...]:
         said = []
-        if not self._service.records.all():
+        records, served = self._service.records.all(), self._service.records.served()
+        if not records:
             said.append("there is no service yet: ronctl balance service add NAME")
-        for name, record in self._service.records.all().items():
+        for name, record in records.items():
             needed = max(record.threshold, 1)
-            there = len(self._holders(name, standing))
+            there = len(self._holders(name, seen))
+            if name not in served:
+                said.append(f"{name}: this node's config has no [[balance.services]] of that name; it publishes none")
             if there < needed:
                 said.append(
                     f"{name}: {there} of the {needed} nodes that have to sign are there; nothing new is published"
                 )
         said += [f"{node} signed wrongly: {why}" for node, why in sorted(self._vault.suspects().items())]
-        if standing.rivals:
-            said.append(f"{', '.join(standing.rivals)} lead as well: the mesh is torn")
-        said += [f"{name} waits for: ronctl balance approve {name}" for name in self._vault.pending()]
+        if seen.standing.rivals:
+            said.append(f"{', '.join(seen.standing.rivals)} lead as well: the mesh is torn")
+        said += [f"{name} waits for: ronctl balance approve {name}" for name in seen.waiting]
         return tuple(said)
 
 
-def group_of(record: ServiceRecord) -> GroupKey | None:
-    """The public half of a threshold key; None in mode `shared`, and for what is none."""
+@lru_cache(maxsize=64)
+def _members_of(group: bytes) -> int:
+    """How many have a share of it; 0 in mode `shared`, and for what is no group."""
     try:
-        return GroupKey.decode(record.group) if record.group else None
+        return len(GroupKey.decode(group).members) if group else 0
     except ValueError:
-        return None
+        return 0
 
 
 def _is_there(seen: NodeView) -> bool:
@@ -271,4 +324,6 @@ def _head(report: HeadReport) -> HeadView:
 
 
 def _when(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(min(max(unix_s, 0.0), _LAST_S), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    )

@@ -24,7 +24,7 @@ from ron.services.oniond.model import Onion, addresses
 from ron.services.oniond.publisher import Publisher
 from ron.services.oniond.registry import Registry
 from ron.services.oniond.roles import HOST_ROLE, OWN_PREFIX, Placement, find_again, pool_number, role_of
-from ron.services.oniond.standings import Standing, Wanted
+from ron.services.oniond.standings import Standing, Wanted, services_of
 from ron.services.oniond.store import OnionStore
 from ron.services.oniond.telemetry import EVENTS, Telemetry
 from ron.tor.attached import TorHost
@@ -81,6 +81,7 @@ class Hosting:
         tors: Tors,
         telemetry: Telemetry,
         heed: Heed,
+        now: Callable[[], float],
         guards: Callable[[Onion], Sequence[str]] = lambda onion: (),
     ) -> None:
         self._reactor = reactor
@@ -89,6 +90,7 @@ class Hosting:
         self._tors = tors
         self._telemetry = telemetry
         self._heed = heed
+        self._now = now
         self.placement = Placement()
         self._guards = guards
         self._publishers: dict[str, Publisher] = {}
@@ -184,7 +186,7 @@ class Hosting:
 
     def _wishes(self, onion: Onion) -> dict[str, dict[str, Wanted]]:
         """By role: what that tor is to have of it."""
-        services = _services(onion)
+        services = services_of(onion)
         wanted = {self.role(onion): services}
         leaving = self.placement.leaving(onion.id)
         if leaving is not None:
@@ -195,7 +197,7 @@ class Hosting:
 
     async def move(self, onion: Onion, role: str) -> None:
         """`onion` is to be on `role`, which is there, and leaves the tor it is on: until `left` both have it."""
-        services = {address: one.digest for address, one in _services(onion).items()}
+        services = {address: one.digest for address, one in services_of(onion).items()}
         self.placement.move(onion.id, role, services)
         if onion.persistence == "durable":
             for address in services:
@@ -230,6 +232,7 @@ class Hosting:
                 remembered={address: digest for (tor, address), digest in self._applied.items() if tor == role},
                 remember=partial(self._store.applied, role),
                 watch=self,
+                now=self._now,
             )
         return publisher
 
@@ -367,26 +370,18 @@ class Hosting:
         for address in gone:
             self._served.pop(address, None)
         self._forget(gone & self._watched)
-        if now is None:
-            return
-        self._served.update(dict.fromkeys(known, now))
-        # what is there at the start was asked for long ago
-        began_s = self._reactor.seconds() if self._started else None
-        for address in set(known) - self._watched if now.state == "active" else ():
-            self._telemetry.watch(address, now.app, began_s=began_s)
-            self._watched.add(address)
+        if now is not None:
+            self._served.update(dict.fromkeys(known, now))
+            # what is there at the start was asked for long ago
+            began_s = self._reactor.seconds() if self._started else None
+            for address in set(known) - self._watched if now.state == "active" else ():
+                self._telemetry.watch(address, now.app, began_s=began_s)
+                self._watched.add(address)
 
     def _forget(self, gone: Iterable[str]) -> None:
         for address in list(gone):
             self._telemetry.forget(address)
             self._watched.discard(address)
-
-
-def _services(onion: Onion) -> dict[str, Wanted]:
-    kept = onion.persistence == "durable"
-    # in the same order; a spec would make its address anew each time
-    specs = zip(addresses(onion), onion.specs(), strict=False)
-    return {address: Wanted(spec, spec.digest(), kept) for address, spec in specs}
 
 
 async def quietly(work: Any) -> None:

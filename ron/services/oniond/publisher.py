@@ -7,7 +7,7 @@ not. What the tor has and nobody wants goes, what it has as wanted stays untouch
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.defer import TimeoutError as DeadlineError
@@ -20,8 +20,8 @@ from ron.kernel.aio import within
 from ron.kernel.backoff import Backoff
 from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.services.oniond.introductions import Introductions
-from ron.services.oniond.skips import Skips, present_period
-from ron.services.oniond.standings import GONE, LOST, MOVED, SKIPPED, Standing, Standings, Wanted
+from ron.services.oniond.networktime import TimeWatch
+from ron.services.oniond.standings import BEHIND, GONE, LOST, MOVED, SKIPPED, Standing, Standings, Wanted, Watch
 from ron.tor import circuits
 from ron.tor.attached import AttachedTor, TorHost
 from ron.tor.control import TorSilent, ask
@@ -36,24 +36,11 @@ _log = Logger(namespace="ron.oniond")
 Remember = Callable[[str, str | None], Awaitable[None]]
 
 
-class Watch(Protocol):
-    """Who wants to know."""
-
-    async def connected(self, role: str, control: TorControlProtocol) -> None:
-        """The tor `role` is there; nothing is published before this returns."""
-
-    def disconnected(self, role: str) -> None:
-        """It is gone."""
-
-    def standing_changed(self, address: str) -> None:
-        """`address` stands otherwise than before."""
-
-
 class Publisher:
     """One tor's services.
 
     remembered: digests by address, of what it was seen to publish. remember: writes that down. watch: told of every
-    change.
+    change. now: Unix seconds, by the clock that its tor has too.
     """
 
     def __init__(
@@ -65,6 +52,7 @@ class Publisher:
         remembered: Mapping[str, str],
         remember: Remember,
         watch: Watch,
+        now: Callable[[], float],
     ) -> None:
         self.role = role
         self._reactor = reactor
@@ -78,7 +66,7 @@ class Publisher:
         self._standings = Standings(watch.standing_changed)
         self._have: dict[str, str] = {}
         self._unlisted: set[str] = set()
-        self._muted = False
+        self._muted = self._behind = False
         self._refused: dict[str, str] = {}
         self._tasks: dict[str, tuple[str, Deferred[None]]] = {}
         self._retries: dict[str, IDelayedCall] = {}
@@ -88,7 +76,7 @@ class Publisher:
         self._wake: Deferred[None] = Deferred()
         self._leaving: dict[str, list[Deferred[None]]] = {}
         self._introductions = Introductions()
-        self._skips = Skips()
+        self._time = TimeWatch(reactor, now)
         self._onions: TorOnions | None = None
         self.tor = AttachedTor(reactor, name=role, host=host, on_up=self._tor_up, on_down=self._tor_down)
 
@@ -135,7 +123,7 @@ class Publisher:
             raise unavailable(f"tor {self.role} is not there")
         self._muted = muted
         if control is not None:
-            await mute(self._reactor, control, muted=muted)
+            await mute(self._reactor, control, muted=self._is_mute)
         self._poke(*self._wanted)
 
     async def expect(self, address: str) -> None:
@@ -163,13 +151,24 @@ class Publisher:
             self._poke(address)
 
     async def look_at_time(self) -> None:
-        """Whatever is here is published anew once the consensus has skipped a period."""
-        period = await present_period(self._reactor, self.tor.control) if self._have else None
-        if period is not None and self._skips.skipped(period):
-            _log.warn("time jumped; onions are published anew", event="onion_skipped", tor=self.role)
-            for address in self._standings.ready():
+        """What a skipped period has left behind is published anew; nothing is while we are behind (`networktime`)."""
+        seen = await self._time.look(self.tor.control)
+        if seen is None:
+            return
+        if seen.behind is not self._behind:
+            _log.warn("behind our network's time: {behind}", event="clock_behind", tor=self.role, behind=seen.behind)
+            self._behind = seen.behind
+            await self.mute(muted=self._muted)
+        for address in self._standings:
+            if seen.behind and address not in self._have:
+                self._standings.put(address, Standing(False, BEHIND))
+            elif seen.skipped and self._standings[address].ready:
                 self._standings.put(address, Standing(False, SKIPPED))
                 self.again(address)
+
+    @property
+    def _is_mute(self) -> bool:
+        return self._muted or self._behind
 
     def standing(self, address: str) -> Standing:
         """How it stands."""
@@ -220,7 +219,8 @@ class Publisher:
         onions = TorOnions(self._reactor, control)
         await onions.open()
         # whoever was here before us may have muted it and not come back
-        await mute(self._reactor, control, muted=self._muted)
+        await mute(self._reactor, control, muted=self._is_mute)
+        await self.look_at_time()
         await self._watch.connected(self.role, control)
         there = await onions.detached()
         self._onions, self._useless = onions, None
@@ -250,7 +250,7 @@ class Publisher:
         self._watch.disconnected(self.role)
         self._end_tasks()
         self._have.clear()
-        self._skips = Skips()
+        self._time.forget()
         self._unlisted.clear()
         for address in list(self._leaving):
             self._let_wait_no_more(address)
@@ -270,7 +270,7 @@ class Publisher:
         for address in dirty:
             service = self._wanted.get(address)
             idle = address not in self._have and address not in self._tasks and address not in self._retries
-            wished = service is not None and service.listed and not self._muted
+            wished = service is not None and service.listed and not self._is_mute
             if service is not None and wished and idle and self._refused.get(address) != service.digest:
                 self._begin(onions, address, service)
 
@@ -285,7 +285,7 @@ class Publisher:
         if there is None or (service is not None and not service.listed and there == service.digest):
             return
         if self._digest(address) != there or address in self._unlisted:
-            if service is not None and service.listed and self._muted:
+            if service is not None and service.listed and self._is_mute:
                 return  # it could not be published again
             await self._withdraw(onions, address)
 

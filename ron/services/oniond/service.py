@@ -169,6 +169,7 @@ class OniondService(Service):
             tors=self._tors,
             telemetry=self.telemetry,
             heed=self,
+            now=self._now,
             guards=lambda onion: guards(self._wishes().relay_labels, onion.hints.regions),
         )
         self._readiness = OnionReadiness(self._health, self._registry, own=self._ids, standing=self._hosting.standing)

@@ -6,17 +6,33 @@ In: a service that stands otherwise than before. Out: its `Standing`; the watch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
+from txtorcon import TorControlProtocol
 
+from ron.services.oniond.model import Onion, addresses
 from ron.tor.onions import OnionSpec
 
 GONE = "the tor that hosts it is gone and will be started again"
 LOST = "it lost its introduction points and is published anew"
+BEHIND = "the clock of this host is behind its network's; directories would take no later descriptor"
 SKIPPED = "time jumped on its network, and it is published anew"
 MOVED = "another tor has it now"
 PUBLISHING = "its descriptor is not published yet"
+
+
+class Watch(Protocol):
+    """Who wants to know."""
+
+    async def connected(self, role: str, control: TorControlProtocol) -> None:
+        """The tor `role` is there; nothing is published before this returns."""
+
+    def disconnected(self, role: str) -> None:
+        """It is gone."""
+
+    def standing_changed(self, address: str) -> None:
+        """`address` stands otherwise than before."""
 
 
 class Wanted(NamedTuple):
@@ -29,6 +45,14 @@ class Wanted(NamedTuple):
     digest: str
     kept: bool
     listed: bool = True
+
+
+def services_of(onion: Onion) -> dict[str, Wanted]:
+    """What is to be had of it, by address."""
+    kept = onion.persistence == "durable"
+    # in the same order; a spec would make its address anew each time
+    specs = zip(addresses(onion), onion.specs(), strict=False)
+    return {address: Wanted(spec, spec.digest(), kept) for address, spec in specs}
 
 
 class Standing(NamedTuple):

@@ -84,7 +84,7 @@ class Upkeep:
         self._ticks += 1
         self._hosting.look_after()
         self._scaling.notice()
-        if self._ticks % TIME_EVERY == 0:
+        if self._ticks % TIME_EVERY == 0 or self._jumped_s():
             await self._hosting.look_at_time()
         if not await self._store.writable():
             return  # none of this could be kept
@@ -107,11 +107,10 @@ class Upkeep:
 
         To be called before any end is reckoned by the clock as it is now. Raises `RonError` when it cannot be kept.
         """
-        ahead_s = self._now() - self._even()
-        jumped_s = ahead_s - self._ahead_s
-        if abs(jumped_s) >= JUMP_S:
+        jumped_s = self._jumped_s()
+        if jumped_s:
             _log.warn("the clock was set by {seconds} s", event="clock_jumped", seconds=round(jumped_s))
-            self._ahead_s = ahead_s
+            self._ahead_s += jumped_s
             for onion in self._registry:
                 if onion.previous is not None or onion.state == "draining":
                     self._late[onion.id] = self._late.get(onion.id, 0.0) + jumped_s
@@ -120,6 +119,11 @@ class Upkeep:
         for done, outcome in await DeferredList(moving, consumeErrors=True):
             if not done:
                 raise cast(Any, outcome).value
+
+    def _jumped_s(self) -> float:
+        """By how much the clock was set since it was followed; 0 for what may be none."""
+        jumped_s = self._now() - self._even() - self._ahead_s
+        return jumped_s if abs(jumped_s) >= JUMP_S else 0.0
 
     async def _put_off(self, onion_id: str) -> None:
         by_s = self._late.pop(onion_id)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.tor.descriptor.build import build, room
 from ron.tor.descriptor.hashring import HsDir
-from ron.tor.descriptor.intropoints import MAX_INTRO_POINTS, IntroPoint
+from ron.tor.descriptor.intropoints import MAX_INTRO_POINTS, IntroPoint, relay_of
 from ron.tor.descriptor.sampling import choose, deal
 from tests.tor.descriptor.samples import EXTRAS, descriptor_key, intro_point
 
@@ -80,6 +81,45 @@ class Choosing(SynchronousTestCase):
         self.assertEqual(choose(POOL, 5, 20), choose(backwards, 5, 20))
         chosen = choose(POOL, 5, 20)
         self.assertEqual(list(chosen), sorted(chosen, key=lambda point: point.auth_key))
+
+
+class FewRelays(SynchronousTestCase):
+    """A client finds a point again by its relay, so the second point at one relay is never used."""
+
+    @given(st.lists(st.sets(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=8), turns)
+    def test_no_two_at_one_relay_unless_a_head_had_none(self, at: list[set[int]], turn: int) -> None:
+        heads = {f"head{head:02}": _at_relays(head, sorted(relays)) for head, relays in enumerate(at)}
+        chosen = choose(heads, turn, MAX_INTRO_POINTS)
+        counts = owners(chosen)
+        self.assertEqual(set(counts), set(heads))
+        doubled = [relay for relay, count in Counter(relay_of(point)[0] for point in chosen).items() if count > 1]
+        if doubled:
+            self.assertFalse(_all_apart(at), "everybody could have had a relay of its own")
+        self.assertEqual(len(set(chosen)), len(chosen))
+
+    def test_three_heads_on_five_relays_can_all_be_reached(self) -> None:
+        heads = {name: _at_relays(head, [0, 1, 2]) for head, name in enumerate(list(POOL)[:3])}
+        heads["head02"] = _at_relays(2, [2, 3, 4])
+        for turn in range(12):
+            chosen = choose(heads, turn, MAX_INTRO_POINTS)
+            self.assertEqual(len({relay_of(point) for point in chosen}), len(chosen))
+            self.assertEqual((len(chosen), set(owners(chosen))), (5, set(heads)))
+
+
+def _at_relays(head: int, relays: list[int]) -> list[IntroPoint]:
+    """Points of one head, at those relays."""
+    points = POOL[f"head{head:02}"]
+    return [
+        msgspec.structs.replace(point, link_specifiers=intro_point(f"relay {relay}").link_specifiers)
+        for point, relay in zip(points, relays, strict=False)
+    ]
+
+
+def _all_apart(heads: list[set[int]]) -> bool:
+    """Can each head have a relay of its own? By trying."""
+    if not heads:
+        return True
+    return any(_all_apart([other - {relay} for other in heads[1:]]) for relay in heads[0])
 
 
 class Dealing(SynchronousTestCase):

@@ -112,7 +112,10 @@ class Agenda:
     def published(self, entries: Iterable[Published], now_s: float) -> None:
         """Directories took them. Per service and period the newest is kept, of a service the two newest periods."""
         for entry in entries:
-            self._told[entry.service, entry.period] = Told(entry, now_s - entry.ago_ms / 1000)
+            known = self._told.get((entry.service, entry.period))
+            # one that a later publication overtook may end after it
+            if known is None or known.published.revision <= entry.revision:
+                self._told[entry.service, entry.period] = Told(entry, now_s - entry.ago_ms / 1000)
         by_age = sorted(self._told.items(), key=lambda item: (item[1].at_s, item[0][1]), reverse=True)
         kept: dict[ServiceName, int] = {}
         self._told = {}

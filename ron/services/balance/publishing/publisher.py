@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -170,7 +170,7 @@ class Publisher:
     def _outcome(self, order: _Order, results: list[Placed | Failure]) -> Publication:
         failures = [result for result in results if isinstance(result, Failure)]
         for failure in failures:
-            if not failure.check(RonError):
+            if not failure.check(RonError, CancelledError):
                 _log.failure("a descriptor was not made", failure)
         placed = tuple(result for result in results if isinstance(result, Placed))
         name = order.master.name

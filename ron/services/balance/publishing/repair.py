@@ -106,6 +106,11 @@ class Repair:
         kept = self._kept.get(service)
         return dict(kept.found) if kept is not None else {}
 
+    def looked_s(self, service: ServiceName) -> float | None:
+        """How long ago that was; None: nobody has looked."""
+        at_s = kept.looked_at_s if (kept := self._kept.get(service)) is not None else None
+        return self.clock.seconds() - at_s if at_s is not None else None
+
 
 class _Kept:
     """One publication that is looked after."""
@@ -113,6 +118,7 @@ class _Kept:
     def __init__(self, repair: Repair, publication: Publication, rivalry: Rivalry) -> None:
         self.publication = publication
         self.found: dict[str, Found] = {}
+        self.looked_at_s: float | None = None
         self._repair = repair
         self._name = publication.master.name
         self.rivalry = rivalry
@@ -207,6 +213,7 @@ class _Kept:
         self._outbidding = False
         self.found = {name: what for name, what in self.found.items() if name in placed.texts}
         await gatherResults([Deferred.fromCoroutine(self._tend(placed, node)) for node in nodes], consumeErrors=True)
+        self.looked_at_s = self._repair.clock.seconds()
         if all(what is Found.HELD for what in self.found.values()):
             self.rivalry.stood(self._age_s())
 

@@ -120,6 +120,11 @@ class Publishing:
         self._directories = None
         self.network.detach()
 
+    @property
+    def has_tor(self) -> bool:
+        """Is there a tor to reach directories by?"""
+        return self._directories is not None
+
     # What the mesh tells
 
     def offer(self, node: NodeName, offered: HeadDescriptor) -> None:
@@ -194,6 +199,10 @@ class Publishing:
     def holding(self, service: ServiceName) -> dict[str, Found]:
         """What each directory had when last looked at, by fingerprint; empty while another leads."""
         return self._repair.holding(service)
+
+    def looked_s(self, service: ServiceName) -> float | None:
+        """How long ago that was; None: nobody has looked."""
+        return self._repair.looked_s(service)
 
     def _tor(self) -> Directories:
         if self._directories is None:

@@ -196,14 +196,17 @@ class KeyVault(Service):
         remove: Sequence[NodeName] = (),
     ) -> ServiceRecord:
         """The same address for more, fewer or other nodes, or with another threshold. Old members that are not there
-        do not deal; those of them that are not removed have to be there."""
+        do not deal; those of them that are not removed have to be there. Who is no node of the cluster any more gets no
+        share in any case, and may be named."""
         group = self._epoch(service).group
         numbers = {name: member.number for name, member in self._mesh.members().items()}
-        unknown = sorted({*add, *remove} - set(numbers))
+        removed = self._mesh.book.keys("removed/")
+        cut_off = {name for name in remove if f"removed/{name}" in removed} - set(numbers)
+        unknown = sorted({*add, *remove} - cut_off - set(numbers))
         if unknown:
             raise not_found(f"no member of this cluster: {', '.join(unknown)}")
         there = set(numbers.values())
-        gone = {numbers[name] for name in remove}
+        gone = {numbers[name] for name in remove if name not in cut_off}
         receivers = ({number for number in group.members if number in there} - gone) | {numbers[name] for name in add}
         return await self._reshared(service, receivers, threshold or group.threshold, removed=gone)
 

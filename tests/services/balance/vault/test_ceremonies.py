@@ -172,6 +172,25 @@ class Life(Cluster):
         self.assertEqual(self.nodes["e"].vault.holds(), frozenset())
         self.sign("d", record.onion)
 
+    def test_without_a_node_that_was_cut_off_before(self) -> None:
+        """As the runbook for a seized node has it: first it is removed from the cluster, then from the group."""
+        record = self.born("abcd", 2)
+        a = self.nodes["a"]
+        a.mesh.book.put("removed/d", a.mesh.me)
+        self.hub.removed.add("d")
+        self.hub.partition("abc", "d")
+        after = self.done(a.vault.reshare(WEB, remove=["d"]), 5)
+        self.assertEqual(len(GroupKey.decode(after.group).members), 3)
+        self.assertEqual(after.epoch, 2)
+        self.sign("b", record.onion)
+        self.hub.removed.discard("d")
+
+    def test_nobody_is_removed_by_a_slip_of_the_hand(self) -> None:
+        self.born("abc", 2)
+        a = self.nodes["a"]
+        a.mesh.book.put("removed/bob", a.mesh.me)
+        self.assertEqual(self.refused(a.vault.reshare(WEB, remove=["bo"])).code, ErrorCode.NOT_FOUND)
+
     def test_a_member_that_was_removed_while_away_forgets_its_share(self) -> None:
         self.born("abcde", 3)
         self.hub.partition("abcd", "e")
