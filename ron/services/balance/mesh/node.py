@@ -78,6 +78,7 @@ class Node:
         self._give_up = give_up
         self._lives = Lives()
         self._links: set[Link] = set()
+        self._closed = False
         self._accepted: set[Link] = set()
         self._pings: dict[Link, keepalive.Pings] = {}
         self._door = Door(voice, roster, self.peers, self._lives, ask_twin=self._ask_twin, give_up=give_up)
@@ -133,6 +134,10 @@ class Node:
 
     def up(self, link: Link) -> None:
         """`Hall.up`."""
+        if self._closed:
+            # it began before the end, and would keep the next run of this node out
+            link.close()
+            return
         # before it can be told anything that it would not believe yet
         self._welcome_member(link)
         if link.over:
@@ -225,8 +230,9 @@ class Node:
                 self._meters.forget(link.name)
 
     def close_all(self) -> None:
-        """End all links."""
-        for link in tuple(self._links):
+        """End all links, for good: those too that have not come about yet."""
+        self._closed = True
+        for link in (*self._links, *self._accepted):
             link.close()
 
     # -- messages of the mesh itself --------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ class Twins(ClusterTest):
 
     def clone(self, node: Running) -> NodeFiles:
         copy = self.directory / "clone"
-        shutil.copytree(node.files.directory, copy)
+        shutil.copytree(node.files.directory, copy, ignore=shutil.ignore_patterns(".*"))
         return NodeFiles.open(copy)
 
     async def test_the_younger_ends_itself(self) -> None:
