@@ -105,19 +105,22 @@ def _show(result: dict[str, Any]) -> None:
         for name, figure in block.items()
         if name.split(",")[0].endswith("_s") and isinstance(figure, dict)
     ]
-    harness.show("RustBalance and Onionbalance, seconds", ["", "n", "p50", "p95", "max"], rows)
+    if rows:
+        harness.show("RustBalance and Onionbalance, seconds", ["", "n", "p50", "p95", "max"], rows)
     rows = [
         [name, *(kills[name][k] for k in ("visits", "failed", "percent", "percent with a second try"))]
         for name in ("visits, quiet", "visits")
         if name in kills
     ]
-    harness.show("visits", ["", "visits", "failed", "percent", "with a second try"], rows)
+    if rows:
+        harness.show("visits", ["", "visits", "failed", "percent", "with a second try"], rows)
     rows = [
         [count, one["first_ms"]["p50"], one["first_ms"]["p95"], one["all_ms"]["p95"], one["bytes"], one["descriptors"]]
         for count, one in result.get("heads", {}).get("by_count", {}).items()
     ]
     columns = ["heads", "first directory p50 ms", "p95", "all p95 ms", "bytes", "descriptors a period"]
-    harness.show("publishing", columns, rows)
+    if rows:
+        harness.show("publishing", columns, rows)
     if shares := result.get("shares"):
         harness.show("3 of 5", ["", ""], [[name, str(one)] for name, one in shares.items()])
     rows = [[name, t["target"], t["measured"], "yes" if t["met"] else "NO"] for name, t in result["targets"].items()]

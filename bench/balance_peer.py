@@ -7,6 +7,7 @@ and one that a supervisor starts again at once. Nothing here waits longer than f
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -21,12 +22,15 @@ from stem.control import Controller, EventType
 from bench import harness
 from bench.balance_tor import PlainTor, wait_points
 from ron.tor.onionkeys import onion_address
+from ron.tor.torrc import no_defaults
 from tests.live.cluster import network_down, network_up
+from tests.live.support import until
 
 CAP_S = 300.0
 FIRST_S = 240.0
 AT_MOST = 5
 BACKENDS = 2
+MORE_RELAYS, DIRECTORIES, WIDER_S = 5, 9, 150.0
 # It takes two introduction points of each.
 BOTH, ONE = range(3, 21), range(1, 3)
 
@@ -97,6 +101,7 @@ def measure(_runs: int) -> dict[str, Any]:
         scene = _Scene(folder / "net", folder)
         try:
             network_up(folder / "net")
+            scene.widen()
             return scene.play()
         finally:
             scene.end()
@@ -109,6 +114,7 @@ class _Scene:
         self._folder = folder
         self._tors: list[PlainTor] = []
         self._publishers: list[Onionbalance] = []
+        self._relays: list[subprocess.Popen[bytes]] = []
         self._end_s = float("inf")
 
     def play(self) -> dict[str, Any]:
@@ -124,9 +130,33 @@ class _Scene:
             running = {title: pool.submit(_guarded, sides[title][1], *made[title]) for title in sides}
             return {"cap_s": CAP_S, **{title: one.result() for title, one in running.items()}}
 
+    def widen(self) -> None:
+        """More relays. On fewer than eight directories Onionbalance looks for places without end, and publishes nothing
+        (`hashring.get_responsible_hsdirs`)."""
+        relay = self._tornet / "relay1"
+        for number in range(MORE_RELAYS):
+            folder = self._folder / f"more{number}"
+            text = relay.with_suffix(".torrc").read_text().replace(str(relay), str(folder))
+            text = re.sub(r"(?m)^Nickname .*$", f"Nickname more{number}", text)
+            for option in ("ORPort", "DirPort", "ControlPort"):
+                there = rf"(?m)^({option} (?:127\.0\.0\.1:)?)[1-9]\d+"
+                text = re.sub(there, lambda found: f"{found[1]}{harness.free_port()}", text)
+            folder.mkdir(mode=0o700)
+            torrc = folder.with_suffix(".torrc")
+            torrc.write_text(text)
+            command = ["setpriv", "--pdeathsig", "KILL", "--", "tor", "-f", str(torrc)]
+            command += ["--defaults-torrc", str(no_defaults())]
+            self._relays.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        client = PlainTor(self._tornet, self._folder / "counting")
+        self._tors.append(client)
+        until(lambda: client.directories() >= DIRECTORIES, WIDER_S, f"{DIRECTORIES} directories")
+
     def end(self) -> None:
         for one in [*self._publishers, *self._tors]:
             one.end()
+        for relay in self._relays:
+            relay.kill()
+            relay.wait()
 
     def _make(self, number: int, testnet: bool) -> tuple[Onionbalance, PlainTor, PlainTor]:
         """A publisher, one of its backends, and a client."""

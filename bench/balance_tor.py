@@ -71,6 +71,11 @@ class PlainTor:
                 found[onion] = text.strip("\n") + "\n"
         return found
 
+    def directories(self) -> int:
+        """Onions' directories in its consensus."""
+        lines = self.control.get_info("ns/all").splitlines()
+        return sum(line.startswith("s ") and "HSDir" in line.split() for line in lines)
+
     def points(self, onion: str) -> int:
         """Introduction points in the descriptor that a directory has of `onion` now; 0 when it has none."""
         name = onion.removesuffix(".onion")
