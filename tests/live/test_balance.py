@@ -5,12 +5,16 @@ Needs tor. The long stories are in `test_balance_long`, torn meshes in `test_bal
 
 from __future__ import annotations
 
+import json
 import time
+
+from twisted.trial.unittest import SynchronousTestCase
 
 from ron.tor.onionkeys import new_key
 from tests.live.cluster import Cluster
 from tests.live.clusterwork import ClusterCase, also, end_shared, once
-from tests.live.support import NO_TOR, until
+from tests.live.onionwork import local_app
+from tests.live.support import NO_TOR, free_port, new_node, until
 from tests.live.test_oniond_amnesia import Secret, files_below
 from tests.live.visits import gap_s
 
@@ -132,3 +136,29 @@ class Story(ClusterCase):
     def tearDown(self) -> None:
         if self._testMethodName == "test_zz_who_comes_and_goes":
             end_shared()
+
+
+class Embedded(SynchronousTestCase):
+    """The same in a node that does other things too."""
+
+    skip = NO_TOR
+
+    def test_in_a_node(self) -> None:
+        """It starts with the others, makes an address, publishes it, and ends with them."""
+        node = new_node()
+        self.addCleanup(node.destroy)
+        words = ["--listen", f"127.0.0.1:{free_port()}", "--port", f"80:{local_app()}", "--approval", "token"]
+        made = node.ronctl("balance", "init", "solo", *words, "--out", str(node.home / "etc"))
+        self.assertEqual(made.returncode, 0, made.stderr)
+        balance = (node.home / "etc" / "balance.toml").read_text().partition("\n[onion]")[0]
+        node.config.write_text(f"{node.config.read_text()}\n{balance}\n")
+        node.start()
+        added = node.ronctl("balance", "service", "add", "main")
+        self.assertEqual(added.returncode, 0, added.stderr)
+
+        def published() -> bool:
+            view = json.loads(node.ronctl("balance", "status", "--json").stdout)
+            return bool(view["services"][0]["publications"]) and view["services"][0]["heads"] == ["solo"]
+
+        until(published, 60, "its address being published")
+        self.assertEqual(node.stop(), 0)

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import Logger
 
-from ron.proto.balance import ServiceName
+from ron.proto.balance import NodeName, ServiceName
 from ron.proto.errors import RonError
 from ron.services.balance.cluster import Cluster, Reason, Standing
 from ron.services.balance.ports import Vault
@@ -49,6 +49,7 @@ class Conductor:
         self._turn = 0
         self._stopped = False
         self._working: set[Deferred[None]] = set()
+        self._lacking: frozenset[NodeName] = frozenset()
 
     def act(self, standing: Standing) -> None:
         """Do what `standing` says is this node's to do."""
@@ -63,6 +64,12 @@ class Conductor:
     def ring_changed(self, ring: Ring) -> None:
         """Another consensus: other periods are due, perhaps."""
         self._cluster.periods([due.period.number for due in ring.time.due()])
+
+    def shelf_changed(self, name: NodeName) -> None:
+        """There is a descriptor of that head. It was wanted, and what was published is without it: publish anew."""
+        if self.leads and name in self._lacking:
+            self._lacking -= {name}
+            self._cluster.ask()
 
     def stop(self) -> None:
         """Publish no more. What directories have lives on."""
@@ -85,6 +92,8 @@ class Conductor:
         held = self._vault.holds()
         masters = [master for name, master in self._records.masters().items() if name in held]
         self._turn += 1
+        # others tell that they have a descriptor before it is here, and read
+        self._lacking = frozenset(standing.plan.listed) - self._room.usable().heads.keys()
         _log.info(
             "publishing: {why}; heads: {heads}",
             event="balance_publishing",

@@ -338,8 +338,9 @@ class BalanceService(Service):
         self.conductor.ring_changed(ring)
         self.soon()
 
-    def shelf_changed(self, _name: NodeName) -> None:
+    def shelf_changed(self, name: NodeName) -> None:
         """A head's descriptor was read, and is another."""
+        self.conductor.shelf_changed(name)
         self.soon()
 
     def _book_changed(self, _key: str) -> None:

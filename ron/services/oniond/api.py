@@ -96,8 +96,8 @@ class _Api:
     def list(self, call: Call) -> Raw:
         return Raw(self._oniond.listed(may(call)), "application/json")
 
-    def show(self, call: Call, onion_id: str) -> OnionView:
-        return self._oniond.view(self._oniond.find(onion_id, may(call)))
+    def show(self, call: Call, onion_id: str) -> Raw:
+        return Raw(self._oniond.shown(self._oniond.find(onion_id, may(call))), "application/json")
 
     async def delete(self, call: Call, body: DeleteRequest, onion_id: str) -> DeleteAnswer:
         await self._oniond.delete(onion_id, body, may(call))

@@ -158,6 +158,7 @@ class Hosting:
         await self._tors.add(role)
         if role not in self._sockets:  # nobody was quicker
             self._sockets[role] = await self._tors.socks_port(role)
+            self._heed.looks_different(None)
             publisher.start()
         self.want(role)
 

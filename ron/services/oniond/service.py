@@ -349,6 +349,10 @@ class OniondService(Service):
         """As its owner sees it, with the app's own way out."""
         return view_of(onion, self._hosting)
 
+    def shown(self, onion: Onion) -> bytes:
+        """The same as JSON."""
+        return self._listing.one(onion)
+
     # For the hosting
 
     def looks_different(self, onion: Onion | None) -> None:

@@ -46,7 +46,7 @@ class _ListBody(msgspec.Struct, frozen=True):
 
 
 class Listing:
-    """Answers of `GET /v1/onions`, kept as JSON: made anew is what has changed since, and nothing is made twice.
+    """Answers about onions, of the list and of each, kept as JSON: nothing is made twice before it has changed.
 
     An app's own is made from its own onions alone: what happens to others does not make it slower or faster.
     """
@@ -55,17 +55,27 @@ class Listing:
         self._registry = registry
         self._hosting = hosting
         self._views: dict[str, msgspec.Raw] = {}
+        self._shown: dict[str, bytes] = {}
         self._answers: dict[str | None, bytes] = {}
 
     def changed(self, onion: Onion | None) -> None:
         """A view of `onion` shows something else now, or is to be shown no more; None: of any."""
         if onion is None:
             self._views.clear()
+            self._shown.clear()
             self._answers.clear()
         else:
             self._views.pop(onion.id, None)
+            self._shown.pop(onion.id, None)
             self._answers.pop(onion.app, None)
             self._answers.pop(None, None)
+
+    def one(self, onion: Onion) -> bytes:
+        """`onion`, which is there, with the app's own way out."""
+        kept = self._shown.get(onion.id)
+        if kept is None:
+            kept = self._shown[onion.id] = msgspec.json.encode(view_of(onion, self._hosting))
+        return kept
 
     def answer(self, may: str | None) -> bytes:
         """For an operator (None), or for the app that the caller is narrowed to."""

@@ -113,6 +113,22 @@ class Publishing(SynchronousTestCase):
             self.assertGreaterEqual(told.revision, newest[told.period].revision)
             self.assertEqual(told.heads, ("a",))
 
+    def test_a_head_whose_descriptor_comes_late(self) -> None:
+        """Its beat tells of one, so it is listed. What is published meanwhile is without it, and does not stay so."""
+        world = self.world
+        (a,) = world.settled("a")
+        a.room._intake._busy.add("b")
+        world.start("b")
+        world.pass_s(8.0)
+        self.assertIn("b", a.cluster.standing.plan.listed)
+        self.assertEqual(self.told_heads(a), {("a",)})
+        a.room._intake._rested("b")
+        world.pass_s(5.0)
+        self.assertEqual(self.told_heads(a), {("a", "b")})
+
+    def told_heads(self, node: Node) -> set[tuple[str, ...]]:
+        return {one.heads for one in node.cluster.beat(self.world.clock.seconds()).published}
+
 
 class Keys(SynchronousTestCase):
     def test_what_to_have_ready(self) -> None:

@@ -125,6 +125,9 @@ class Kept(SynchronousTestCase):
                 life.do(*step)
                 for may in (None, *APPS, "nobody"):
                     self.assertEqual(life.kept(may), life.anew(may), f"after {step}, for {may}")
+                for onion in life.service._registry:
+                    shown, view = life.service.shown(onion), life.service.view(onion)
+                    self.assertEqual(json.loads(shown), json.loads(msgspec.json.encode(view)), f"after {step}")
         finally:
             life.world.stop()
 
