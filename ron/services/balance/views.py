@@ -283,7 +283,8 @@ class Outlook:
                 said.append(f"{name}: this node's config has no [[balance.services]] of that name; it publishes none")
             if there < needed:
                 said.append(
-                    f"{name}: {there} of the {needed} nodes that have to sign are there; nothing new is published"
+                    f"{name}: {there} of the {needed} nodes that have to sign are there; "
+                    "what is published lives on as long as the key that signed it"
                 )
         said += [f"{node} signed wrongly: {why}" for node, why in sorted(self._vault.suspects().items())]
         if seen.standing.rivals:
