@@ -36,9 +36,16 @@ NUDGE_EVERY_S = 1.5
 # which know newer descriptors of our onions, would take none that is made meanwhile.
 SET_BACK_S = 60.0
 CLOCK_EVERY_S = 5.0
-# An authority that tests relays calls those dead that it has not reached for 45 minutes. Set the clock an hour forward,
-# and the next consensus lists none until the tests have got round, twenty minutes later. We know whether ours run.
-_NO_TESTS = ("--AuthDirTestReachability", "0")
+# Every relay is ours, and we know whether it runs. An authority that tests them calls those dead that it has not
+# reached for 45 minutes: set the clock an hour forward, and the next consensus lists none until the tests have got
+# round, twenty minutes later. And a relay that was started anew a few times would be neither Stable nor Fast: onions
+# use only those that are, which would be the authorities, too few when one of them is dead.
+_TRUST = (
+    *("--AuthDirTestReachability", "0"),
+    *("--AuthDirVoteStableGuaranteeMinUptime", "0"),
+    *("--AuthDirVoteStableGuaranteeMTBF", "0"),
+    *("--AuthDirFastGuarantee", "1 bytes"),
+)
 # A relay's or authority's control port answers below any percentage; their bootstrap is the consensus itself.
 _RELAY_TARGET = 0
 _log = Logger(namespace="ron.tor")
@@ -91,7 +98,7 @@ class PrivateNetwork(Fleet):
     async def _bring_up_network(self, deadline_s: float) -> None:
         offset = voting_offset_s(self._now())
         for name in INFRASTRUCTURE:
-            voting = ["--TestingV3AuthVotingStartOffset", str(offset), *_NO_TESTS] if name in AUTHORITIES else []
+            voting = ["--TestingV3AuthVotingStartOffset", str(offset), *_TRUST] if name in AUTHORITIES else []
             self._start(name, _RELAY_TARGET, *voting)
         await self._until(deadline_s, "consensus", self._consensus_progress)
 
