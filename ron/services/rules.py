@@ -27,7 +27,6 @@ from ron.services.sections import (
     SecuritySection,
     TlsConfig,
 )
-from ron.tor.clientauth import parse_public
 
 # folders in memory on Linux, by contract of systemd and of the file system hierarchy
 MEMORY_FOLDERS = (PurePosixPath("/dev/shm"), PurePosixPath("/run/user"))  # noqa: S108 - compared with, not written to
@@ -271,14 +270,22 @@ def _check_balanced_service(service: BalancedService, others: Sequence[str], ind
         if onion_port in seen:
             raise ConfigError(f"{onion_port} is there twice", key=where, hint="remove one of them")
         seen.add(onion_port)
-    for number, client in enumerate(service.clients):
+    if service.clients:
+        _check_clients(service.clients, key)
+
+
+def _check_clients(clients: Sequence[str], key: str) -> None:
+    # it brings tor's protocols along, which most who read a config do not need
+    from ron.tor.clientauth import parse_public
+
+    for number, client in enumerate(clients):
         try:
             parse_public(client)
         except RonError as error:
             raise ConfigError(
                 error.message, key=f"{key}.clients[{number}]", hint=error.hint or "make a new client key"
             ) from None
-        if client in service.clients[:number]:
+        if client in clients[:number]:
             raise ConfigError("it is there twice", key=f"{key}.clients[{number}]", hint="remove one of them")
 
 

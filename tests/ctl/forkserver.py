@@ -66,7 +66,8 @@ def _start() -> Path:
     command = [sys.executable, "-m", "tests.ctl.forkserver", str(address)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout is not None
-    server.stdout.readline()
+    if server.stdout.readline() != b"ready\n":
+        raise RuntimeError("the fork server did not start; what it said is on stderr")
     client = folder / "ronctl"
     client.write_text(_CLIENT.format(python=sys.executable, address=str(address)))
     client.chmod(0o700)
