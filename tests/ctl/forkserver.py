@@ -89,6 +89,8 @@ def serve(address: str) -> None:
     if "twisted.internet.reactor" in sys.modules:
         raise RuntimeError("a reactor was made: all forks would share it")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # a shell that runs the tests in the background has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(address)
     listening.listen(64)
