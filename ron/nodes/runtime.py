@@ -36,6 +36,7 @@ from ron.kernel.logs import JsonLogObserver, open_log_file
 from ron.kernel.openspans import OpenSpans
 from ron.kernel.profiling import Profiler
 from ron.kernel.slo import Degradation
+from ron.kernel.steady import steady
 from ron.kernel.threads import BoundedPool
 from ron.kernel.tls import ReloadableTls, ServerTls
 from ron.kernel.tls_listen import wrap_tls
@@ -89,6 +90,7 @@ class Runtime:
         ram: Path | None = None,
         shared: bool = False,
     ) -> None:
+        steady(reactor)
         self.reactor = reactor
         self.name = name
         allow_descriptors(config.current.limits.connections + SPARE_DESCRIPTORS)

@@ -24,6 +24,9 @@ from ron.tor.control import answered, ask
 from ron.tor.onionkeys import OnionKey, address_of
 
 UPLOAD_TIMEOUT_S = 60.0
+# A service whose introduction circuits do not come about asks no directory at all. It chose its points at the beginning
+# and holds on to them; taken down and added again, it chooses anew. On a busy machine it takes up to 25 s.
+ASKED_TIMEOUT_S = 30.0
 # Directories that were asked and have not answered yet are waited for so long after the first that took it.
 STRAGGLERS_S = 3.0
 _SERVICE_ID = re.compile(r"^[a-z2-7]{56}\Z")
@@ -73,6 +76,10 @@ class Uploads(NamedTuple):
     bringup_ms: float
 
 
+class NoWay(RonError):
+    """Timeout: introduction points could not be reached. Added anew, a service chooses others."""
+
+
 class TorOnions:
     """What is published on the tor behind `control`. `open` first."""
 
@@ -111,6 +118,14 @@ class TorOnions:
         service_id = spec.address.removesuffix(".onion")
         self._watch.forget(service_id)
         await self._add(spec, service_id)
+        try:
+            await within(self._reactor, ASKED_TIMEOUT_S, self._watch.first_asked(service_id))
+        except DeadlineError:
+            raise NoWay(
+                ErrorCode.TIMEOUT,
+                f"tor built no circuits to its introduction points within {ASKED_TIMEOUT_S:.0f} s",
+                hint="ronctl tornet status shows whether the network is whole",
+            ) from None
         try:
             await within(self._reactor, UPLOAD_TIMEOUT_S, self._watch.first_upload(service_id))
         except DeadlineError:
@@ -159,6 +174,7 @@ class _UploadWatch:
         self._asked: dict[str, set[str]] = {}
         self._confirmed: dict[str, set[str]] = {}
         self._failed: dict[str, set[str]] = {}
+        self._begun: dict[str, Deferred[None]] = {}
         self._first: dict[str, Deferred[None]] = {}
         self._all: dict[str, Deferred[None]] = {}
 
@@ -172,6 +188,7 @@ class _UploadWatch:
         if into is None:
             return
         into.setdefault(service_id, set()).add(directory)
+        _fire(self._begun.get(service_id))
         if self.uploads(service_id):
             _fire(self._first.get(service_id))
             if self._answered(service_id):
@@ -181,8 +198,14 @@ class _UploadWatch:
         """It is published anew."""
         for events in (self._asked, self._confirmed, self._failed):
             events.pop(service_id, None)
+        self._begun.pop(service_id, None)
         self._first.pop(service_id, None)
         self._all.pop(service_id, None)
+
+    def first_asked(self, service_id: str) -> Deferred[None]:
+        """Fires once some directory is asked to take it."""
+        known = (self._asked, self._confirmed, self._failed)
+        return _wait(self._begun, service_id, now=any(service_id in events for events in known))
 
     def first_upload(self, service_id: str) -> Deferred[None]:
         """Fires once one directory has confirmed."""

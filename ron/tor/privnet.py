@@ -8,6 +8,7 @@ is set back, the network is made anew.
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from txtorcon import TorControlProtocol
 
 from ron.kernel.aio import within
 from ron.kernel.files import write_private
@@ -36,6 +38,8 @@ NUDGE_EVERY_S = 1.5
 # which know newer descriptors of our onions, would take none that is made meanwhile.
 SET_BACK_S = 60.0
 CLOCK_EVERY_S = 5.0
+# Several times between two votes.
+CENSUS_EVERY_S = 5.0
 # Every relay is ours, and we know whether it runs. An authority that tests them calls those dead that it has not
 # reached for 45 minutes: set the clock an hour forward, and the next consensus lists none until the tests have got
 # round, twenty minutes later. And a relay that was started anew a few times would be neither Stable nor Fast: onions
@@ -60,7 +64,9 @@ class PrivateNetwork(Fleet):
         super().__init__(reactor, **settings)
         self._now = now
         self._clock = LoopingCall(self._look_at_the_clock)
-        self._clock.clock = reactor
+        self._census = LoopingCall(self._count_the_dead)
+        self._clock.clock = self._census.clock = reactor
+        self._left_out: frozenset[str] = frozenset()
         self._ahead_s = now() - reactor.seconds()
         self._remaking: Deferred[None] | None = None
         self._next_nudge = 0.0
@@ -107,15 +113,45 @@ class PrivateNetwork(Fleet):
         await super().bring_up()
         self._ahead_s = self._now() - self._reactor.seconds()
         self._clock.start(CLOCK_EVERY_S, now=False)
+        self._census.start(CENSUS_EVERY_S, now=False)
 
     async def take_down(self) -> None:
         """As `Fleet.take_down`."""
-        if self._clock.running:
-            self._clock.stop()
+        for loop in (self._clock, self._census):
+            if loop.running:
+                loop.stop()
         remaking, self._remaking = self._remaking, None
         if remaking is not None:
             remaking.cancel()
         await super().take_down()
+
+    async def _leave_out_the_dead(self) -> None:
+        """Authorities vote for none that is quarantined; they know it for when it returns, which is seen here too."""
+        dead = frozenset(name for name in INFRASTRUCTURE if name in self.tors and self.tors[name].quarantined)
+        fingerprints = sorted(relay_fingerprint(self._tor, self.directory / name, name) for name in dead)
+        changed, self._left_out = dead != self._left_out, dead
+        for name in AUTHORITIES:
+            if changed:
+                unlisted = "".join(f"!invalid {fingerprint}\n" for fingerprint in fingerprints)
+                write_private(self.directory / name / "approved-routers", unlisted.encode())
+            control = self.tors[name].control
+            # tor takes one for valid again with every consensus that lists it: it has to be told before the next vote
+            if (
+                control is not None
+                and self.tors[name].up
+                and (changed or await self._any_listed(control, fingerprints))
+            ):
+                await within(self._reactor, ANSWER_TIMEOUT_S, control.signal("RELOAD"))
+
+    async def _any_listed(self, control: TorControlProtocol, fingerprints: Sequence[str]) -> bool:
+        listed = await ask(self._reactor, control, "ns/all") if fingerprints else ""
+        names = {line.split()[2] for line in listed.splitlines() if line.startswith("r ")}
+        return any(b64encode(bytes.fromhex(one)).decode().rstrip("=") in names for one in fingerprints)
+
+    def _count_the_dead(self) -> Deferred[None]:
+        counting = Deferred.fromCoroutine(self._leave_out_the_dead())
+        # an authority that goes meanwhile is counted the next time
+        return counting.addErrback(lambda failure: _log.debug("not counted: {why}", why=failure.getErrorMessage()))
 
     def _look_at_the_clock(self) -> None:
         ahead_s = self._now() - self._reactor.seconds()

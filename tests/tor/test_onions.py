@@ -16,7 +16,7 @@ from ron.proto.errors import ErrorCode, RonError
 from ron.tor import onions as onions_module
 from ron.tor.control import Bootstrap, bootstrap, connect_control
 from ron.tor.onionkeys import OnionKey, new_key
-from ron.tor.onions import OnionSpec, PortMap, TorOnions, Uploads, _UploadWatch
+from ron.tor.onions import NoWay, OnionSpec, PortMap, TorOnions, Uploads, _UploadWatch
 from tests.tor.fake_tor import KEY, SERVICE_ID, FakeTor, uploaded
 from tests.web.wire import until
 
@@ -194,9 +194,18 @@ class Publishing(FakeTor):
         self.answers["ADD_ONION"] = ["250 OK"]
         self.assertIs((await self.fails(self.publishing())).code, ErrorCode.INTERNAL)
 
+    async def test_no_directory_is_asked(self) -> None:
+        self.patch(onions_module, "ASKED_TIMEOUT_S", 0.05)
+        error = await self.fails(self.publishing())
+        self.assertIsInstance(error, NoWay)
+        self.assertIs(error.code, ErrorCode.TIMEOUT)
+        self.assertIn("introduction points", error.message)
+
     async def test_no_directory_takes_it(self) -> None:
         self.patch(onions_module, "UPLOAD_TIMEOUT_S", 0.05)
+        self.events_after = [asked("A"), failed("A")]
         error = await self.fails(self.publishing())
+        self.assertNotIsInstance(error, NoWay)
         self.assertIs(error.code, ErrorCode.TIMEOUT)
         self.assertIn("tornet status", str(error.hint))
 

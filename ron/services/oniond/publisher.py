@@ -25,7 +25,7 @@ from ron.services.oniond.standings import BEHIND, GONE, LOST, MOVED, SKIPPED, St
 from ron.tor import circuits
 from ron.tor.attached import AttachedTor, TorHost
 from ron.tor.control import TorSilent, ask
-from ron.tor.onions import TorOnions
+from ron.tor.onions import NoWay, TorOnions
 from ron.tor.unlisted import mute, unlist
 
 AT_ONCE = 16
@@ -72,6 +72,7 @@ class Publisher:
         self._retries: dict[str, IDelayedCall] = {}
         self._backoff: dict[str, Backoff] = {}
         self._useless: RonError | None = None
+        self._vain = False  # the last attempt found no way
         self._gate = DeferredSemaphore(AT_ONCE)
         self._wake: Deferred[None] = Deferred()
         self._leaving: dict[str, list[Deferred[None]]] = {}
@@ -223,7 +224,7 @@ class Publisher:
         await self.look_at_time()
         await self._watch.connected(self.role, control)
         there = await onions.detached()
-        self._onions, self._useless = onions, None
+        self._onions, self._useless, self._vain = onions, None, False
         self._have = {address: digest for address, digest in self._remembered.items() if address in there}
         self._refused.clear()
         # somebody's before us: whether any directory has them is not known, so they are taken down before anything else
@@ -319,6 +320,7 @@ class Publisher:
             await self._note(address, service.digest)
         self._tasks.pop(address, None)
         self._backoff.pop(address, None)
+        self._vain = False
         self._have[address] = service.digest
         self._standings.put(address, Standing(True, None, uploads, bringup_ms))
         self._poke(address)
@@ -335,9 +337,10 @@ class Publisher:
         self._standings.put(address, Standing(False, error.message))
         if not error.retryable:
             self._refused[address] = service.digest
-        elif error.code is ErrorCode.TIMEOUT and not self._have:
+        elif error.code is ErrorCode.TIMEOUT and not self._have and (self._vain or not isinstance(error, NoWay)):
             self._useless = error  # nothing gets through: another tor may have better luck
         else:
+            self._vain = isinstance(error, NoWay)
             delay_s = self._backoff.setdefault(address, Backoff(base_s=1.0)).next_delay_s()
             self._retries[address] = self._reactor.callLater(delay_s, self._retry, address)
         self._have[address] = ""  # tor may have it: taken down before anything else

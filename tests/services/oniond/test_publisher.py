@@ -8,6 +8,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from ron.kernel.backoff import Backoff
 from ron.proto.onions import DeleteRequest
 from ron.services.oniond import publisher
 from ron.tor import onions as onions_module
@@ -44,6 +45,38 @@ class AtOnce(OnionTor):
         self.tell_of("onion", uploaded("B", first))
         ready = f"{first}.onion"
         await until(lambda: [view.onion for view in self.service.list("chat") if view.ready] == [ready])
+
+
+class NoWayThrough(OnionTor):
+    """A tor that reaches no introduction points: other points, then another tor."""
+
+    async def setUp(self) -> None:
+        super().setUp()
+        self.patch(onions_module, "ASKED_TIMEOUT_S", 0.05)
+        self.patch(publisher, "Backoff", lambda base_s: Backoff(base_s=0.01))
+        self.deaf = True
+
+    async def test_first_it_is_added_again_and_then_the_tor_is_started_anew(self) -> None:
+        self.service.startService()
+        await until(lambda: self.restarted)
+        self.assertEqual(self.onion_commands()[:3], ["ADD_ONION", "DEL_ONION", "ADD_ONION"])
+        self.assertEqual(self.restarted, ["onion"])
+        self.assertEqual(len(self.flushLoggedErrors(onions_module.NoWay)), 1)
+
+    async def test_what_gets_through_at_the_second_attempt(self) -> None:
+        self.service.startService()
+        await until(lambda: "DEL_ONION" in self.onion_commands())
+        self.deaf = False
+        await until(lambda: self.service.status() and self.service.status()[0].published)
+        self.assertEqual(self.restarted, [])
+
+    async def test_where_another_one_is_found_the_tor_stays(self) -> None:
+        self.deaf = False
+        await self.up()
+        self.deaf = True
+        await self.service.create(create(1))
+        await until(lambda: self.onion_commands().count("ADD_ONION") > 4)
+        self.assertEqual(self.restarted, [])
 
 
 class OfMany(OnionTor):

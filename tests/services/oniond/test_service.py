@@ -147,6 +147,8 @@ class ConfigsOwn(Case):
         told: list[str] = []
         self.health.observe(lambda readiness: told.append(readiness.reasons.get("onion.wiki", "")))
         self.service.startService()
+        await until(lambda: self.there)
+        self.tell_of("onion", f"HS_DESC UPLOAD {next(iter(self.there))} UNKNOWN $A~A")
         await until(lambda: self.restarted)
         self.assertTrue([reason for reason in told if "no onion directory" in reason], told)
         await self.service.stopService()

@@ -58,6 +58,8 @@ class PeerStates:
         state = self._states.setdefault(link.name, PeerState(link.name))
         if link.dialled:
             old, state.own = state.own, link
+            # measured anew: when a clock was set, what it was before would have every message stale, pongs too
+            state.drift = Drift()
         else:
             old, state.theirs = state.theirs, link
         if link.met is not None and link.met.claim.seal_key != state.seal_key:

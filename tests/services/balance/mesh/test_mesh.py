@@ -108,6 +108,19 @@ class ThreeNodes(ClusterTest):
         b.mesh.send("c", "note", Note(text="taken all the same"))
         await self.until(lambda: c.heard, "heard")
 
+    async def test_a_clock_that_is_set_while_it_runs(self) -> None:
+        """By more than a message may be old, either way: it hears the others again, and knows how far it is off."""
+        a = self.founder()
+        ahead_s = [0.0]
+        b = self.run_node(self.invited(a, "b"), now=lambda: time.time() + ahead_s[0])
+        await self.until(lambda: self.meshed(a, b))
+        await self.until(lambda: None not in (a.mesh.drift_s, b.mesh.drift_s), "pings")
+        for set_s in (700.0, 0.0):
+            ahead_s[0] = set_s
+            await self.until(lambda set_s=set_s: abs((b.mesh.drift_s or 0.0) + set_s) < 1, "it is told")
+            a.mesh.send("b", "note", Note(text=f"{set_s}"))
+            await self.until(lambda set_s=set_s: ("a", f"{set_s}") in b.heard, "heard")
+
 
 class Roster(ClusterTest):
     """Members that come and go."""
