@@ -146,7 +146,7 @@ class Three(LongCase):
         """The copied home of a running node: the copy ends and says why, the node goes on, visitors do not notice."""
         visitor = self.visitors()
         for original in (self.cluster.wait_leader(), self.other_than_leader()):
-            with self.twin_of(original) as twin:
+            with Twin(original) as twin:
                 twin.start(wait=False)
                 self.assertNotEqual(twin.wait_s(90), 0)
                 self.assertIn("another node runs with the name", twin.output.read_text())
@@ -158,10 +158,6 @@ class Three(LongCase):
         """The last by name of those who follow."""
         leader = self.cluster.wait_leader().name
         return [node for name, node in self.cluster.nodes.items() if name != leader][-1]
-
-    def twin_of(self, node: Node) -> Twin:
-        """Its files, ports of its own."""
-        return Twin(node)
 
     def test_tors_that_die_or_hang(self) -> None:
         """Each of the leader's and of a follower's: it is started again, and visitors get in all the time."""
