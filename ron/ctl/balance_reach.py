@@ -18,15 +18,13 @@ if TYPE_CHECKING:
     from ron.sdk.balance import Balance
 
 T = TypeVar("T")
-# Longer than a ceremony among five nodes with one that does not answer.
-DEADLINE_S = 95.0
 NODE = ControlApi(
     what="the RustBalance node",
     socket="run/balance.sock",
     system=Path("/run/ron/balance.sock"),
     start="twistd -n ron-balance --config etc/balance.toml",
-    host="balance",
-    deadline_s=DEADLINE_S,
+    sdk="ron.sdk.balance",
+    at="balance_at",
 )
 reach = NODE.reach
 for_option = click.option("--for", "for_text", metavar="TIME", help="End it by itself after so long, e.g. 30m.")

@@ -5,6 +5,7 @@ In: which daemon, --control, --cap. Out: what it answers; `RonError` telling wha
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
 import sys
@@ -34,15 +35,16 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 class ControlApi(NamedTuple):
     """One daemon's. what: how people call it. socket: in the home; system: where Debian's package has it.
 
-    start: how to have one. host: the host that requests over the socket name. deadline_s: of a call.
+    start: how to have one. sdk: the module that knows its calls, imported when one is made; at: what makes an `Api` on
+    a socket there.
     """
 
     what: str
     socket: str
     system: Path
     start: str
-    host: str
-    deadline_s: float
+    sdk: str
+    at: str
 
     def reach(self, command: F) -> F:
         """The options of every command that asks it: --control, --cap, --json."""
@@ -82,8 +84,9 @@ class ControlApi(NamedTuple):
 
     def api(self, reactor: Any, where: Path | str, cap: str | None) -> Api:
         """With a capability to show. Raises NoCapability when none is found."""
+        sdk = importlib.import_module(self.sdk)
         if isinstance(where, str):
-            return connect(reactor, where, cap, deadline_s=self.deadline_s, tries=TRIES)
+            return connect(reactor, where, cap, deadline_s=sdk.DEADLINE_S, tries=TRIES)
         capability = find_capability(cap)
         if capability is None:
             raise RonError(
@@ -91,11 +94,8 @@ class ControlApi(NamedTuple):
                 f"no capability to show to {self.what}",
                 hint=f"--cap TOKEN|FILE or RON_CAP; admin.cap is in the daemon's RON_HOME (not in {home()})",
             )
-        from ron.sdk import Api
-        from ron.sdk.transport import unix_http
-
-        http = unix_http(reactor, where)
-        return Api(reactor, http, f"http://{self.host}", capability, deadline_s=self.deadline_s, tries=TRIES)
+        api: Api = getattr(sdk, self.at)(reactor, where, capability, tries=TRIES)
+        return api
 
     def _own_socket(self) -> Path:
         candidates = [home() / self.socket, self.system]

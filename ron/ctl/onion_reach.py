@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from ron.sdk.onions import Onions
 
 T = TypeVar("T")
-# Longer than an answer may be waited for.
-DEADLINE_S = 95.0
 ONIOND = ControlApi(
     what="the onion runtime",
     socket="run/oniond.sock",
     system=Path("/run/ron/oniond.sock"),
     start="make run, or twistd -n ron-oniond --config etc/oniond.toml",
-    host="oniond",
-    deadline_s=DEADLINE_S,
+    sdk="ron.sdk.onions",
+    at="oniond_at",
 )
 reach = ONIOND.reach
 place = ONIOND.place

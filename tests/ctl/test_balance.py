@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as some
 from msgspec.structs import replace
 from rich.console import Console
-from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.ctl.balance import balance as group
@@ -27,8 +24,7 @@ from ron.proto.balanceviews import BalanceView, GhostView, LeaderView, Publicati
 from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.proto.exitcodes import Unreachable
 from ron.tor.onionkeys import new_key
-from tests.ctl.forkserver import RONCTL
-from tests.ctl.with_node import Ronctl
+from tests.ctl.with_node import RonctlCalls
 from tests.sdk.with_balance import WithBalance
 from tests.services.balance.desk import KEY_ONION, NODES, ONION, MemoryDesk, head, member, service
 
@@ -220,9 +216,10 @@ class KeyFiles(SynchronousTestCase):
         self.assertEqual(read_key(self.file(b"== ed25519v1-secret: type0 ==\x00\x00\x00" + raw)), raw)
 
 
-class Commands(WithBalance):
+class Commands(RonctlCalls, WithBalance):
     """Against the API."""
 
+    group = "balance"
     timeout = 120
 
     def setUp(self) -> None:
@@ -230,31 +227,6 @@ class Commands(WithBalance):
         cap = self.home / "admin.cap"
         cap.write_text(self.capability())
         cap.chmod(0o600)
-
-    def start(self, *arguments: str, tty: bool = False, **environment: str) -> Ronctl:
-        process = Ronctl()
-        known = {**os.environ, "RON_HOME": str(self.home), "RON_CAP": "", "COLUMNS": "100", **environment}
-        words = [str(RONCTL), "balance", *arguments]
-        reactor.spawnProcess(process, RONCTL, words, env=known, usePTY=tty)
-        self.addCleanup(process.end)
-        self.addCleanup(process.signal, "KILL")
-        return process
-
-    async def done(self, *arguments: str, **environment: str) -> Ronctl:
-        process = self.start(*arguments, **environment)
-        await process.end()
-        return process
-
-    async def said(self, *arguments: str) -> Any:
-        """The object that it prints."""
-        process = await self.done(*arguments, "--json")
-        self.assertEqual(process.code, 0, process.err)
-        return json.loads(process.out)
-
-    async def refused(self, code: int, *arguments: str, **environment: str) -> str:
-        process = await self.done(*arguments, **environment)
-        self.assertEqual((process.code, process.out), (code, b""), process.err)
-        return process.err.decode()
 
     async def test_wrong_words(self) -> None:
         await self.refused(2, "promote")

@@ -24,8 +24,7 @@ from ron.proto.exitcodes import Unreachable
 from ron.proto.onions import OnionView, Port, Previous
 from ron.tor.clientauth import generate, parse_auth_private, parse_secret
 from ron.tor.onionkeys import address_of, new_key
-from tests.ctl.forkserver import RONCTL
-from tests.ctl.with_node import Ronctl
+from tests.ctl.with_node import RonctlCalls
 from tests.sdk.with_oniond import WEB, WithOniond
 
 IDS = [f"{digit * 4}aaaa-0000-4000-8000-00000000000{digit}" for digit in "0123"]
@@ -185,9 +184,10 @@ class Keys(SynchronousTestCase):
         self.assertIn("arti has since 1.4.3", shown)
 
 
-class Commands(WithOniond):
+class Commands(RonctlCalls, WithOniond):
     """Against the runtime."""
 
+    group = "onion"
     timeout = 120
 
     async def setUp(self) -> None:
@@ -195,31 +195,6 @@ class Commands(WithOniond):
         cap = self.home / "admin.cap"
         cap.write_text(self.capability())
         cap.chmod(0o600)
-
-    def start(self, *arguments: str, tty: bool = False, **environment: str) -> Ronctl:
-        process = Ronctl()
-        known = {**os.environ, "RON_HOME": str(self.home), "RON_CAP": "", "COLUMNS": "100", **environment}
-        words = [str(RONCTL), "onion", *arguments]
-        reactor.spawnProcess(process, RONCTL, words, env=known, usePTY=tty)
-        self.addCleanup(process.end)
-        self.addCleanup(process.signal, "KILL")
-        return process
-
-    async def done(self, *arguments: str, **environment: str) -> Ronctl:
-        process = self.start(*arguments, **environment)
-        await process.end()
-        return process
-
-    async def said(self, *arguments: str) -> Any:
-        """The object that it prints."""
-        process = await self.done(*arguments, "--json")
-        self.assertEqual(process.code, 0, process.err)
-        return json.loads(process.out)
-
-    async def refused(self, code: int, *arguments: str, **environment: str) -> str:
-        process = await self.done(*arguments, **environment)
-        self.assertEqual((process.code, process.out), (code, b""), process.err)
-        return process.err.decode()
 
     async def test_wrong_words(self) -> None:
         await self.refused(2, "create", "--app", "wiki")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable
@@ -76,6 +77,38 @@ class Ronctl(ProcessProtocol):
         for one in [one for one in self._waiting if one[0]()]:
             self._waiting.remove(one)
             one[1].callback(None)
+
+
+class RonctlCalls(TestCase):
+    """Commands of `group` in `home`, each as a process."""
+
+    group: str
+    home: Path
+
+    def start(self, *arguments: str, tty: bool = False, **environment: str) -> Ronctl:
+        process = Ronctl()
+        known = {**os.environ, "RON_HOME": str(self.home), "RON_CAP": "", "COLUMNS": "100", **environment}
+        words = [str(RONCTL), self.group, *arguments]
+        reactor.spawnProcess(process, RONCTL, words, env=known, usePTY=tty)
+        self.addCleanup(process.end)
+        self.addCleanup(process.signal, "KILL")
+        return process
+
+    async def done(self, *arguments: str, **environment: str) -> Ronctl:
+        process = self.start(*arguments, **environment)
+        await process.end()
+        return process
+
+    async def said(self, *arguments: str) -> Any:
+        """The object that it prints."""
+        process = await self.done(*arguments, "--json")
+        self.assertEqual(process.code, 0, process.err)
+        return json.loads(process.out)
+
+    async def refused(self, code: int, *arguments: str, **environment: str) -> str:
+        process = await self.done(*arguments, **environment)
+        self.assertEqual((process.code, process.out), (code, b""), process.err)
+        return process.err.decode()
 
 
 class WithNode(TestCase):
