@@ -7,7 +7,7 @@ Tests join the same rooms with an in-memory mesh (`tests/services/balance/hub.py
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -135,6 +135,3 @@ class Head(Protocol):
 
     def on_change(self, heard: Callable[[], None]) -> None:
         """Call `heard` when the report changed in anything but its figures, or the descriptor did."""
-
-
-Reactor = Any
