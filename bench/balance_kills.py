@@ -29,6 +29,8 @@ CLOSE_S = 0.05
 SESSIONS = 50
 SESSION_S = 15.0
 REST_S = 2.0
+# RestartSec of etc/systemd/ron-balance.service.
+RESTART_S = 5.0
 
 
 def leader_kills(cluster: Cluster, uploads: Uploads, runs: int) -> dict[str, Any]:
@@ -68,8 +70,12 @@ def head_kills(cluster: Cluster, uploads: Uploads, runs: int) -> dict[str, Any]:
     return {"total_s": _spread(totals)}
 
 
-def visits(cluster: Cluster, uploads: Uploads, seconds: float) -> dict[str, Any]:
-    """A visit every tenth of a second, on a circuit of its own, while one leader after another is killed."""
+def visits(cluster: Cluster, uploads: Uploads, seconds: float, *, tors: bool) -> dict[str, Any]:
+    """A visit every tenth of a second, on a circuit of its own, while one leader after another is killed.
+
+    tors: kill theirs in the same instant, as when a host goes away; else they go on for a while, see
+    `ron.nodes.balance.LINGER_S`. What was killed is started again after the time that its unit has in etc/systemd.
+    """
     visitors = Visitors(cluster.client, cluster.onions[SERVICE]).start()
     kills_s: list[float] = []
     totals: list[float] = []
@@ -79,9 +85,10 @@ def visits(cluster: Cluster, uploads: Uploads, seconds: float) -> dict[str, Any]
         while time.monotonic() < end_s:
             leader = cluster.wait_leader()
             kills_s.append(time.monotonic())
-            leader.kill(tors=bool(len(kills_s) % 2))
+            leader.kill(tors=tors)
             upload = uploads.published(kills_s[-1], PATIENCE_S, besides=leader.name)
             totals += [upload.at_s - kills_s[-1]] if upload is not None else []
+            time.sleep(max(0.0, kills_s[-1] + RESTART_S - time.monotonic()))
             back(cluster, uploads, leader)
             time.sleep(REST_S)
     finally:
@@ -154,7 +161,7 @@ def order(asked: Node, victim: str, *, on: bool) -> None:
 
 
 def back(cluster: Cluster, uploads: Uploads, node: Node) -> None:
-    """Start a killed node, and wait until its head is listed. Its tors would end by themselves, but later."""
+    """Start a killed node, and wait until its head is listed. It would end the tors that were left by itself."""
     for pid in node.tors():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -109,14 +109,46 @@ def spawn(
     *,
     environment: Mapping[str, str] | None = None,
     descriptors: Sequence[int] = (),
+    outlives: bool = False,
 ) -> C:
-    """Start `command` as `child`; it sees `descriptors` as 3, 4, …, and nothing of our environment but PATH."""
-    whole = [*_apart(), *command]
+    """Start `command` as `child`; it sees `descriptors` as 3, 4, …, and nothing of our environment but PATH.
+
+    outlives: it is not killed when we die; it has to see to its own end, by watching a `Lifeline`.
+    """
+    whole = [*_apart(outlives=outlives), *command]
     given = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", **(environment or {})}
     files: dict[int, Any] = {0: "w", 1: "r", 2: "r", **{3 + n: fd for n, fd in enumerate(descriptors)}}
     child.linger(reactor)
     reactor.spawnProcess(child, whole[0], whole, env=given, childFDs=files)
     return child
+
+
+class Lifeline:
+    """A process that ends so many seconds after we do, whatever ended us; others watch its `pid` instead of ours.
+
+    It holds the end of a pipe that nobody else has, so that it sees us go at once, without asking.
+    """
+
+    def __init__(self, reactor: Any, linger_s: float) -> None:
+        self._reactor = reactor
+        self._command = ["sh", "-c", 'read -r _; exec sleep "$1"', "lifeline", f"{linger_s:g}"]
+        self._child: Child | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process to watch; it is started by the first to ask, and anew when it was killed. Raises `RonError`."""
+        child = self._child
+        if child is None or child.pid is None:
+            child = self._child = spawn(self._reactor, Child(), self._command, outlives=True)
+        if child.pid is None:
+            raise unavailable("no process could be started that outlives this one")
+        return child.pid
+
+    async def stop(self) -> None:
+        """End it, when nobody is left who watches it."""
+        child, self._child = self._child, None
+        if child is not None:
+            await stop(self._reactor, child)
 
 
 async def stop(reactor: IReactorTime, process: Child, *, kill_after_s: float | None = None) -> None:
@@ -248,11 +280,11 @@ def _how(reason: Failure) -> str:
     return f"ended by signal {signal}" if signal is not None else f"exit code {getattr(value, 'exitCode', '?')}"
 
 
-def _apart() -> list[str]:
+def _apart(*, outlives: bool) -> list[str]:
     """Wrappers that exec it in a session of its own (Ctrl-C is for us, not for it) and kill it when we die."""
     wrapper = []
     if setsid := shutil.which("setsid"):
         wrapper.append(setsid)
-    if setpriv := shutil.which("setpriv"):
+    if not outlives and (setpriv := shutil.which("setpriv")):
         wrapper += [setpriv, "--pdeathsig", "KILL", "--"]
     return wrapper

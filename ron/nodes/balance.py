@@ -20,6 +20,9 @@ from ron.proto.exitcodes import Exit, exit_code
 
 NAME = "ron-balance"
 FACTS_FILE = "balance.json"
+# A killed daemon's head goes on for so long: visits under way end well, and others come in until the next leader has
+# published without it.
+LINGER_S = 10.0
 
 
 class BalanceFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +64,8 @@ class BalanceDaemon(Standalone):
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
-        self.network = make_network(runtime, runtime.config.current.onion, (HEAD_ROLE, OUTSIDE_ROLE))
+        roles = (HEAD_ROLE, OUTSIDE_ROLE)
+        self.network = make_network(runtime, runtime.config.current.onion, roles, linger_s=LINGER_S)
         self.balance = HostedBalance(runtime, self._ended)
 
     async def begin(self) -> None:

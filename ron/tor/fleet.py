@@ -21,6 +21,7 @@ from twisted.logger import Logger
 
 from ron.kernel import HealthState, Metrics
 from ron.kernel.files import DirectoryLock, private_dir, write_private
+from ron.kernel.processes import Lifeline
 from ron.proto.errors import ErrorCode, RonError, bad_request, conflict, not_found, unavailable
 from ron.tor.binary import TorBinary
 from ron.tor.facts import FACTS_FILE, NetworkFacts, Stage, TorFacts
@@ -45,6 +46,7 @@ class Fleet:
 
     directory: where keys and state live; keys are made once and kept. clients: a tor each, by role name.
     on_client_up: called with the `WatchedTor` each time a client tor has come up, first and after restarts.
+    linger_s: when this process is killed its tors go on for so long, and up to 15 s more, unless it is back before.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Fleet:
         metrics: Metrics,
         progress: Progress = lambda stage: None,
         on_client_up: Callable[[WatchedTor], None] = lambda tor: None,
+        linger_s: float = 0.0,
     ) -> None:
         self.directory = directory
         self.clients = list(clients)
@@ -73,6 +76,7 @@ class Fleet:
         self._lock: DirectoryLock | None = None
         self._changing = DeferredLock()
         self._on_client_up = on_client_up
+        self._lifeline = Lifeline(reactor, linger_s) if linger_s > 0 else None
 
     # What subclasses say
 
@@ -135,6 +139,8 @@ class Fleet:
         for group in self._stop_order():
             stops = [Deferred.fromCoroutine(self.tors[name].stop()) for name in group if name in self.tors]
             await gatherResults(stops, consumeErrors=True)
+        if self._lifeline is not None:
+            await self._lifeline.stop()
         if self.state != "failed":
             self._set_state("down")
         if self._lock is not None:
@@ -281,7 +287,8 @@ class Fleet:
         tor = WatchedTor(
             self._reactor,
             name=name,
-            command=[*command(self._tor, self._torrc_path(name)), *options],
+            command=lambda: self._command(name, options),
+            outlives=self._lifeline is not None,
             control_port=self._ports[f"{name}.control"],
             target_percent=target_percent,
             on_up=self._came_up,
@@ -290,6 +297,10 @@ class Fleet:
         )
         self.tors[name] = tor
         tor.start()
+
+    def _command(self, name: str, options: Sequence[str]) -> list[str]:
+        owner = self._lifeline.pid if self._lifeline is not None else None
+        return [*command(self._tor, self._torrc_path(name), owner), *options]
 
     async def _came_up(self, tor: WatchedTor) -> None:
         self.write_facts()

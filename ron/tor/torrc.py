@@ -80,12 +80,12 @@ def _complaint(log: str) -> str:
     return "; ".join(telling)[:MAX_COMPLAINT_CHARS] or "no reason given"
 
 
-def command(tor: TorBinary, torrc: Path) -> list[str]:
+def command(tor: TorBinary, torrc: Path, owner: int | None = None) -> list[str]:
     """The command line that runs `torrc`, with nothing from the system's own tor configuration.
 
-    tor ends by itself when the process that started it is gone, whatever ended it.
+    tor ends by itself, within 15 s, when the process `owner` is gone, whatever ended it; ours, where none is named.
     """
-    options = ["--defaults-torrc", str(no_defaults()), "--__OwningControllerProcess", str(os.getpid())]
+    options = ["--defaults-torrc", str(no_defaults()), "--__OwningControllerProcess", str(owner or os.getpid())]
     return [tor.path, "-f", str(torrc), *options]
 
 

@@ -1,7 +1,7 @@
 """Keeps one tor running: starts it, waits until it is up, starts it again when it dies, by the supervisor's policy.
 
-In: a command line and a control port. Out: `on_up` with a live control connection after each start, `on_down` with the
-reason after each end that nobody asked for.
+In: what says the command line for a start, and a control port. Out: `on_up` with a live control connection after each
+start, `on_down` with the reason after each end that nobody asked for.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ class WatchedTor:
         reactor: Any,
         *,
         name: str,
-        command: Sequence[str],
+        command: Callable[[], Sequence[str]],
         control_port: int,
         target_percent: int,
         on_up: Callable[[WatchedTor], Awaitable[None]],
         on_down: Callable[[WatchedTor, str], None],
         policy: RestartPolicy | None = None,
         up_timeout_s: float = UP_TIMEOUT_S,
+        outlives: bool = False,
     ) -> None:
         self.name = name
         self.control: TorControlProtocol | None = None
@@ -60,6 +61,7 @@ class WatchedTor:
         self.restarts = 0
         self._reactor = reactor
         self._command = command
+        self._outlives = outlives
         self._control_port = control_port
         self._target_percent = target_percent
         self._on_up = on_up
@@ -125,7 +127,9 @@ class WatchedTor:
     async def _run(self) -> None:
         while not self._asked_to_stop():
             self.progress = Bootstrap(0, "starting", "starting")
-            process = self._process = spawn(self._reactor, TorProcess(self._heard), self._command)
+            process = self._process = spawn(
+                self._reactor, TorProcess(self._heard), self._command(), outlives=self._outlives
+            )
             attending = Deferred.fromCoroutine(self._attend(process))
             attending.addErrback(self._attend_failed, process)
             last_words = await process.ended

@@ -18,9 +18,11 @@ from twisted.trial.unittest import TestCase
 from ron.kernel.bus import Bus
 from ron.kernel.health import HealthState
 from ron.kernel.metrics import Metrics
-from ron.kernel.processes import Child, ProcessUnit, gone, spawn, stop
+from ron.kernel.processes import Child, Lifeline, ProcessUnit, gone, spawn, stop
 from ron.kernel.supervisor import Supervisor
 from ron.proto.errors import ErrorCode, RonError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class ProcessCase(TestCase):
@@ -134,6 +136,50 @@ class Words(ProcessCase):
         child = self.python("import os; os.write(1, b'\\xff\\xfe ok\\n')")
         await gone(child)
         self.assertTrue(child.lines[0].endswith(" ok"))
+
+
+# A daemon that has a lifeline, a child that outlives it and one that does not, and tells their numbers.
+_DAEMON = """
+import sys
+from twisted.internet import reactor
+from ron.kernel.processes import Child, Lifeline, spawn
+lifeline = Lifeline(reactor, 1.5)
+sleepers = [spawn(reactor, Child(), ["sleep", "60"], outlives=outlives) for outlives in (True, False)]
+print(lifeline.pid, *(sleeper.pid for sleeper in sleepers), "pids", flush=True)
+reactor.run()
+"""
+
+
+class Outliving(ProcessCase):
+    """A lifeline is there for a while after its daemon was killed, and so is what watches it."""
+
+    async def test_it_outlives_a_killed_daemon_for_its_time_and_no_longer(self) -> None:
+        daemon = self.python(_DAEMON, environment={"PYTHONPATH": str(ROOT)})
+        await self.until(lambda: any(line.endswith("pids") for line in self.said))
+        lifeline, outliving, dying = map(int, self.said[0].split()[:3])
+        self.addCleanup(_kill_if_there, outliving)
+        daemon.signal("KILL")
+        await gone(daemon)
+        await self.until(lambda: not _runs(dying))
+        self.assertTrue(_runs(lifeline))
+        await self.until(lambda: not _runs(lifeline))
+        self.assertTrue(_runs(outliving))
+
+    async def test_stopped_it_is_gone_at_once(self) -> None:
+        lifeline = Lifeline(reactor, 60)
+        pid = lifeline.pid
+        self.assertEqual(lifeline.pid, pid)
+        await lifeline.stop()
+        self.assertFalse(_runs(pid))
+        await lifeline.stop()
+
+    async def test_killed_it_is_made_anew(self) -> None:
+        lifeline = Lifeline(reactor, 60)
+        self.addCleanup(lifeline.stop)
+        pid = lifeline.pid
+        os.kill(pid, signal.SIGKILL)
+        await self.until(lambda: lifeline.pid != pid)
+        self.assertTrue(_runs(lifeline.pid))
 
 
 class Surroundings(ProcessCase):
@@ -313,3 +359,11 @@ class Supervised(UnitCase):
 def _kill_if_there(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    """Is there a process of that number that is not merely waiting to be reaped?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -5,20 +5,27 @@ Needs tor. The long stories are in `test_balance_long`, torn meshes in `test_bal
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ron.nodes.balance import LINGER_S
 from ron.tor.onionkeys import new_key
-from tests.live.cluster import Cluster
+from tests.live.cluster import SERVICE, Cluster
 from tests.live.clusterwork import ClusterCase, also, end_shared, once
 from tests.live.onionwork import local_app
+from tests.live.sites import ECHO_PORT
 from tests.live.support import NO_TOR, free_port, new_node, until
 from tests.live.test_oniond_amnesia import Secret, files_below
 from tests.live.visits import gap_s
 
 SHOP, VAULT = "shop", "vault"
+SESSIONS = 12
+# Of the ten seconds that a killed daemon's head stays.
+STAYS_S = 7.0
 # "Who leads is noticed to be gone, another leads and has published", as promised for all of it.
 FAILOVER_S = 8.0
 GAP_S = 5.0
@@ -63,6 +70,28 @@ class Story(ClusterCase):
             self.wait_one(60)
             self.assertNotEqual(self.cluster.wait_leader().name, former.name)
         self.fine(visitor.stop(), gap=GAP_S, least=0.95)
+
+    def test_a_killed_daemon_drops_nobody(self) -> None:
+        """Its head goes on without it: sessions are kept for a while, and then nothing of it is left."""
+        victim = self.cluster.wait_leader()
+        sessions = [self.session() for _ in range(SESSIONS)]
+        through = victim.site.sessions
+        self.assertGreater(through, 0, "nobody came through the leader's head")
+        victim.kill()
+        time.sleep(STAYS_S)
+        kept = [session for session in sessions if echoes(session)]
+        self.assertEqual((len(kept), victim.site.sessions), (SESSIONS, through))
+        # tor looks every 15 s whether its owner is still there
+        until(lambda: not victim.tors(), LINGER_S + 20, "its tors ending")
+        victim.start()
+        self.wait_one(60)
+
+    def session(self) -> socket.socket:
+        """Somebody at the echo, to the end of the test."""
+        found = self.cluster.client.connect(self.cluster.onions[SERVICE], ECHO_PORT, 30)
+        self.addCleanup(found.close)
+        self.assertTrue(echoes(found))
+        return found
 
     def published_by_another(self, name: str, before: int) -> bool:
         """Is there a descriptor newer than that by another node, who leads?"""
@@ -162,3 +191,11 @@ class Embedded(SynchronousTestCase):
 
         until(published, 60, "its address being published")
         self.assertEqual(node.stop(), 0)
+
+
+def echoes(session: socket.socket) -> bool:
+    """Does the other end still answer?"""
+    with contextlib.suppress(OSError):
+        session.sendall(b"still there?")
+        return session.recv(64) == b"still there?"
+    return False

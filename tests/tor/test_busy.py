@@ -81,7 +81,7 @@ class Watching(Silent):
         tor = WatchedTor(
             reactor,
             name="onion",
-            command=command,
+            command=lambda: command,
             control_port=self.listen(),
             target_percent=100,
             on_up=self.came_up,

@@ -68,7 +68,7 @@ class Watched(FakeTor):
         tor = WatchedTor(
             reactor,
             name="onion",
-            command=command,
+            command=lambda: command,
             control_port=control_port if control_port is not None else self.listen(),
             target_percent=100,
             on_up=self.came_up,
