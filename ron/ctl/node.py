@@ -48,6 +48,10 @@ def read_facts(directory: Path | None = None) -> NodeFacts:
             f"no node runs from {path.parent}: there is no {path.name}",
             hint="start one (make run), set RON_HOME, or name it with --node",
         ) from None
+    except PermissionError:
+        raise Unreachable(
+            f"{path} may not be read", hint="call ronctl as the node's user or as root, or name it with --node"
+        ) from None
     except (OSError, msgspec.MsgspecError) as error:
         raise Unreachable(f"{path} cannot be used: {error}", hint="restart the node; it writes the file anew") from None
 
@@ -62,7 +66,7 @@ def own_url() -> str:
     """Where the daemon of this home answers its operator: a node's gateway, or the admin address of a lone onion
     runtime. Raises `Unreachable` when none runs."""
     runtime = home() / "onions.json"
-    if (home() / "node.json").exists() or not runtime.exists():
+    if _exists(home() / "node.json", hidden=True) or not runtime.exists():
         return read_facts().gateway_url
     try:
         return msgspec.json.decode(runtime.read_bytes(), type=RuntimeFacts).admin_url
@@ -74,7 +78,15 @@ def find_capability(cap: str | None) -> str | None:
     """The token: `cap` or `$RON_CAP` (a token or a file's path), else `$RON_HOME/admin.cap`, else None."""
     given = _given_capability(cap)
     path = home() / "admin.cap"
-    return _read(path) if given is None and path.exists() else given
+    return _read(path) if given is None and _exists(path, hidden=False) else given
+
+
+def _exists(path: Path, *, hidden: bool) -> bool:
+    """Is it there? `hidden` when we may not look into its folder."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return hidden
 
 
 def connect(reactor: Any, node: str | None, cap: str | None, *, deadline_s: float = 20.0, tries: int = 2) -> Api:

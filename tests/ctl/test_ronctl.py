@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ron.ctl.console import StageConsole
 from ron.ctl.main import _COMMANDS, ronctl
-from ron.ctl.node import find_capability, read_facts
+from ron.ctl.node import find_capability, own_url, read_facts
 from ron.proto.errors import ErrorCode, RonError
 from ron.proto.exitcodes import Unreachable
 
@@ -105,6 +105,19 @@ class FindingTests(SynchronousTestCase):
         self.assertIn("chmod 600", self.assertRaises(RonError, find_capability, None).hint or "")
         refusal = self.assertRaises(RonError, find_capability, "/nonexistent/cap")
         self.assertIs(refusal.code, ErrorCode.NO_CAPABILITY)
+
+    def test_a_home_that_may_not_be_looked_into(self) -> None:
+        """Somebody who is neither root nor the node's user is told so; a capability of theirs is another matter."""
+        self.write("node.json", "{}")
+        self.write("admin.cap", "ADMIN")
+        self.home.chmod(0)
+        self.addCleanup(self.home.chmod, 0o700)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+            self.addCleanup(os.seteuid, 0)
+        self.assertIn("as root", self.assertRaises(Unreachable, own_url).hint or "")
+        self.assertIsNone(find_capability(None))
+        self.assertEqual(find_capability("TOKEN"), "TOKEN")
 
     def test_facts(self) -> None:
         self.assertRaises(Unreachable, read_facts)
