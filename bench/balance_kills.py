@@ -74,7 +74,7 @@ def visits(cluster: Cluster, uploads: Uploads, seconds: float, *, tors: bool) ->
     """A visit every tenth of a second, on a circuit of its own, while one leader after another is killed.
 
     tors: kill theirs in the same instant, as when a host goes away; else they go on for a while, see
-    `ron.nodes.balance.LINGER_S`. What was killed is started again after the time that its unit has in etc/systemd.
+    `ron.tor.afterlife`. What was killed is started again after the time that its unit has in etc/systemd.
     """
     visitors = Visitors(cluster.client, cluster.onions[SERVICE]).start()
     kills_s: list[float] = []

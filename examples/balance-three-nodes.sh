@@ -21,6 +21,8 @@ tidy() {
     # shellcheck disable=SC2086 # a list of pids
     [ -z "$running" ] || kill $running 2>/dev/null || true
     wait
+    # the head of a killed node goes on for a while; here nobody comes any more
+    cat "$work"/?/tornet-joined/*/tor.pid 2>/dev/null | xargs -r kill 2>/dev/null || true
     [ ! -d "$work/net" ] || ronctl tornet down --dir "$work/net" >/dev/null || true
     rm -rf "$work"
 }

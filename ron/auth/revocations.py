@@ -20,6 +20,9 @@ from ron.auth.sharedfile import SharedFile, SharedLock, signature
 from ron.proto.errors import ErrorCode, RonError, unavailable
 
 MAX_REVOKED = 100_000
+# A clock may be ahead when the list is cleared of what is over, and be set right later: what has expired by it would
+# count again for as long.
+KEPT_AFTER_S = 24 * 3600.0
 _FILE_LIMIT_BYTES = 16 * 1024 * 1024
 _log = Logger(namespace="ron.auth")
 _CAP_ID = re.compile(r"[0-9a-f]{32}")
@@ -29,7 +32,7 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """One void capability.
 
     kid: no token with this cap_id stands on a newer epoch. until: Unix s when every token with this cap_id has expired;
-    None when that is not known. It is forgotten at `until`, or once epoch `kid` has retired.
+    None when that is not known. It is forgotten a day after `until`, or once epoch `kid` has retired.
     """
 
     cap_id: str
@@ -98,7 +101,7 @@ class Revocations:
 
     def _over(self, entry: Revocation, now_s: float) -> bool:
         """True when no token with this cap_id could be admitted even if it were not on the list."""
-        if entry.until is not None and now_s >= entry.until:
+        if entry.until is not None and now_s >= entry.until + KEPT_AFTER_S:
             return True
         epoch = self._keys.epoch(entry.kid)
         if epoch is not None:

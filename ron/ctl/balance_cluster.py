@@ -17,6 +17,7 @@ from ron.ctl.balance_text import member_line
 from ron.ctl.control import confirm, is_asked, yes_option
 from ron.ctl.node import home, print_json
 from ron.ctl.onion_clients import write_new
+from ron.ctl.plain import plain_text
 from ron.proto.errors import bad_request
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def approve(name: str, control: str | None, cap: str | None, as_json: bool) -> N
 def remove(name: str, yes: bool, control: str | None, cap: str | None, as_json: bool) -> None:
     """Cut node NAME off everywhere, and rotate the cluster's token. On a terminal it asks first.
 
+    Where `balance.remove_by` says so, other nodes have to ask for it too: give the command at each of them.
+
     What it had in memory it still has: in mode threshold, `reshare` without it makes its share worthless; in mode
     shared it knows the key, and only another address ends that.
 
@@ -111,9 +114,13 @@ def remove(name: str, yes: bool, control: str | None, cap: str | None, as_json: 
     """
     if is_asked(yes):
         confirm(f"Remove {name} from the cluster for good?")
-    ask(control, cap, lambda balance: balance.remove(name))
+    answer = ask(control, cap, lambda balance: balance.remove(name))
     if as_json:
-        print_json({"name": name, "removed": True})
+        print_json(answer)
+    elif not answer.removed:
+        asked = ", ".join(map(plain_text, answer.asked_by))
+        click.echo(f"{name}: NOT removed yet: {asked} of the {answer.needed} nodes that have to ask for it")
+        click.echo("give the same command at another node")
     else:
         click.echo(f"{name}: removed; if somebody else has it, see the runbook in docs/rustbalance.rst")
 

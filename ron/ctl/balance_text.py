@@ -25,6 +25,7 @@ _WIDTH, _MATRIX = 200, 24
 # Columns that hold a reason, and may take several lines.
 _LONG = frozenset({"holds", "heads", "directories", "why"})
 _SHORT = 8
+_OUT = {True: "leaves the descriptor", False: "is out of the descriptor"}
 
 
 def drawn(view: BalanceView) -> RenderableType:
@@ -70,7 +71,10 @@ def service_line(service: ServiceView) -> str:
 def member_line(member: MemberView) -> str:
     """One line for what became of a member."""
     head = member.head.mode if member.head is not None else "no head"
-    shown = "in the descriptor" if member.in_descriptor else f"out of the descriptor: {plain_text(member.out) or '-'}"
+    if member.in_descriptor:
+        shown = f"in the descriptor, leaves it: {plain_text(member.out)}" if member.out else "in the descriptor"
+    else:
+        shown = f"out of the descriptor: {plain_text(member.out) or 'not published yet'}"
     may = "approved" if member.approved else "waiting for approval" if member.waiting else "not approved"
     return f"{member.name}: {member.state}, {head}, {shown}, {may}"
 
@@ -86,6 +90,8 @@ def span(seconds: float) -> str:
 def _heading(view: BalanceView) -> Text:
     leader = view.leader
     lines = [f"cluster  {view.cluster[:_SHORT]}, as {plain_text(view.node)} sees it at {view.time}"]
+    if view.refused:
+        lines += [f"REFUSED  {plain_text(view.refused)}", "         it runs alone: all below is what it sees by itself"]
     if leader.name is None:
         lines += [f"leader   NOBODY: {plain_text(leader.why)}"]
     else:
@@ -110,7 +116,7 @@ def _nodes(view: BalanceView) -> Table:
             member.name,
             Text(member.state, style=_STATES[member.state]),
             "-" if head is None else head.mode + (" under siege" if head.under_siege else ""),
-            "yes" if member.in_descriptor else "no",
+            _listed(member, view),
             *figures,
             span(member.uptime_s) if member.uptime_s is not None else "-",
             f"{1000 * member.drift_s:+.0f} ms" if member.drift_s is not None else "-",
@@ -119,11 +125,21 @@ def _nodes(view: BalanceView) -> Table:
     return table
 
 
+def _listed(member: MemberView, view: BalanceView) -> str:
+    """Whether visitors are sent there now, by what is published; and what is to become of it, where that differs."""
+    names = {service.name for service in view.services}
+    now, soon = set(member.published_in) & names, set(member.planned_in) & names
+    said = "no" if not now else "yes" if now == names else f"{len(now)} of {len(names)}"
+    if now == soon:
+        return said
+    return f"{said}, {'joins' if now < soon else 'leaves' if soon < now else 'changes'}"
+
+
 def _reasons(view: BalanceView) -> list[RenderableType]:
     """Why a node is not what it should be; below the table, which has no room for sentences."""
     lines = []
     for member in view.members:
-        said = [(f"is {member.state}", member.why), ("is out of the descriptor", member.out)]
+        said = [(f"is {member.state}", member.why), (_OUT[member.in_descriptor], member.out)]
         said += [("cannot lead", member.unfit)]
         lines += [f"{member.name} {what}: {why}" for what, why in said if why]
     return [Text(plain_text(line)) for line in lines]
@@ -155,6 +171,9 @@ def _silent(member: MemberView) -> bool:
 
 def _service(service: ServiceView) -> list[RenderableType]:
     lines = [f"service  {service_line(service)}", f"         {service.onion}"]
+    if service.refusing:
+        lines += ["         VISITORS ARE REFUSED: no head's target answers"]
+    lines += [f"         {plain_text(one.node)} does not answer: {plain_text(one.why)}" for one in service.failing]
     if service.suspects:
         lines += [f"         SUSPECT, signed wrongly: {_named(service.suspects)}"]
     if service.reachable is not None:

@@ -124,14 +124,14 @@ def spawn(
 
 
 class Lifeline:
-    """A process that ends so many seconds after we do, whatever ended us; others watch its `pid` instead of ours.
+    """A process that waits for our end, whatever ends us, and then runs `command`; others watch its `pid`, not ours.
 
     It holds the end of a pipe that nobody else has, so that it sees us go at once, without asking.
     """
 
-    def __init__(self, reactor: Any, linger_s: float) -> None:
+    def __init__(self, reactor: Any, command: Sequence[str]) -> None:
         self._reactor = reactor
-        self._command = ["sh", "-c", 'read -r _; exec sleep "$1"', "lifeline", f"{linger_s:g}"]
+        self._command = ["sh", "-c", 'read -r _; exec "$@"', "lifeline", *command]
         self._child: Child | None = None
 
     @property

@@ -20,9 +20,6 @@ from ron.proto.exitcodes import Exit, exit_code
 
 NAME = "ron-balance"
 FACTS_FILE = "balance.json"
-# A killed daemon's head goes on for so long: visits under way end well, and others come in until the next leader has
-# published without it.
-LINGER_S = 10.0
 
 
 class BalanceFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +62,8 @@ class BalanceDaemon(Standalone):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         roles = (HEAD_ROLE, OUTSIDE_ROLE)
-        self.network = make_network(runtime, runtime.config.current.onion, roles, linger_s=LINGER_S)
+        # visits under way when this process is killed end well
+        self.network = make_network(runtime, runtime.config.current.onion, roles, lingers=True)
         self.balance = HostedBalance(runtime, self._ended)
 
     async def begin(self) -> None:

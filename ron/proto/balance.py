@@ -25,7 +25,7 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Rate = Annotated[float, Meta(ge=0, le=1e9)]
 Mode = Literal["shared", "threshold"]
 # starting: no descriptor of its own yet. serving: visitors may come. ghost: out of the master's descriptor, keeps the
-# visitors it has. down: its tor or its target does not work.
+# visitors it has. down: its tor has gone.
 HeadMode = Literal["starting", "serving", "ghost", "down"]
 
 
@@ -33,17 +33,27 @@ class _Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pass
 
 
+class Failing(_Shape, frozen=True, kw_only=True):
+    """A service that a head cannot answer for now. target: which of its targets does not answer, and how."""
+
+    service: ServiceName
+    target: Said
+
+
 class HeadReport(_Shape, frozen=True, kw_only=True):
     """How a node's head is. onion: its throw-away address, empty while it has none. descriptor: BLAKE3 (hex) of its own
     newest descriptor, which is sent when it changes and on request.
 
-    sessions: visitors' rendezvous circuits. attacks: introductions at a ghost since the node started.
+    healthy: its tor is there and all targets of all services answer. failing: the services of which one does not; with
+    none named, a head that is not healthy fails for all. sessions: visitors' rendezvous circuits. attacks:
+    introductions at a ghost since the node started.
     """
 
     mode: HeadMode = "starting"
     onion: Annotated[str, Meta(pattern=r"^([a-z2-7]{56}\.onion)?\Z")] = ""
     descriptor: Annotated[str, Meta(max_length=64)] = ""
     healthy: bool = False
+    failing: Annotated[tuple[Failing, ...], Meta(max_length=MAX_SERVICES)] = ()
     under_siege: bool = False
     introductions_per_s: Rate = 0.0
     sessions: Count = 0

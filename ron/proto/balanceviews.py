@@ -155,8 +155,10 @@ class MemberView(_Shown, frozen=True, kw_only=True):
     """A node as the asked one sees it.
 
     why: of its state. uptime_s, drift_s (its clock minus ours): None while unknown. unfit: why it cannot lead, empty
-    when it can. hears: whom it says it hears. in_descriptor: visitors are sent to it; out: why not. holds: services of
-    which it has key or share. approved: it may have them; else it waits for an operator, or asks for nothing.
+    when it can. hears: whom it says it hears. in_descriptor: the newest published descriptor of an address names it:
+    visitors are sent there; published_in: of which addresses. planned_in: those whose next one is to name it, by this
+    node's own view; out: why none is. holds: services of which it has key or share. approved: it may have them; else it
+    waits for an operator, or asks for nothing.
     """
 
     name: str
@@ -173,6 +175,8 @@ class MemberView(_Shown, frozen=True, kw_only=True):
     hears: tuple[str, ...] = ()
     head: HeadView | None = None
     in_descriptor: bool = False
+    published_in: tuple[str, ...] = ()
+    planned_in: tuple[str, ...] = ()
     out: str = ""
     holds: tuple[str, ...] = ()
     approved: bool = False
@@ -205,10 +209,19 @@ class PublicationView(_Shown, frozen=True, kw_only=True):
     checked_s: float | None = None
 
 
+class FailingView(_Shown, frozen=True, kw_only=True):
+    """A head that cannot answer for a service. why: which target of its does not answer."""
+
+    node: str
+    why: str
+
+
 class ServiceView(_Shown, frozen=True, kw_only=True):
     """A master address. threshold, members: t of n; 0 in mode `shared`. epoch: grows with each refresh and resharing.
-    holders: connected nodes with key or share. suspects: nodes that signed wrongly. next_publish_s: None when another
-    node leads. reachable: a canary of this node's came through; None while it has not tried."""
+    holders: connected nodes with key or share. suspects: nodes that signed wrongly. heads: those in the newest
+    published descriptor; planned: those to be in the next. failing: heads left out of it because of a target;
+    answering: how many heads are there whose targets answer. refusing: there are heads, and none of them.
+    next_publish_s: None when another node leads. reachable: a canary of this node's came through; None while it has not tried."""
 
     name: str
     onion: str
@@ -219,13 +232,18 @@ class ServiceView(_Shown, frozen=True, kw_only=True):
     holders: tuple[str, ...] = ()
     suspects: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    planned: tuple[str, ...] = ()
+    failing: tuple[FailingView, ...] = ()
+    answering: int = 0
+    refusing: bool = False
     publications: tuple[PublicationView, ...] = ()
     next_publish_s: float | None = None
     reachable: bool | None = None
 
 
 class BalanceView(_Shown, frozen=True, kw_only=True):
-    """Answer of `GET /v1/balance`: the cluster as `node` sees it. roulette_until: None while it is off."""
+    """Answer of `GET /v1/balance`: the cluster as `node` sees it. refused: why the cluster does not take this node,
+    which sees itself alone then; empty: it does. roulette_until: None while it is off."""
 
     node: str
     cluster: str
@@ -233,6 +251,7 @@ class BalanceView(_Shown, frozen=True, kw_only=True):
     leader: LeaderView
     members: tuple[MemberView, ...]
     services: tuple[ServiceView, ...]
+    refused: str = ""
     roulette_until: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -245,7 +264,8 @@ class RouletteAnswer(_Shown, frozen=True, kw_only=True):
 
 
 class GhostView(_Shown, frozen=True, kw_only=True):
-    """A head that has left the descriptor. why: it had to. sessions: visitors it still has."""
+    """A head that has left all descriptors. why: it had to; since_s: how long ago, as the asked node sees it, None for
+    one that is a ghost by its own word alone. sessions: visitors it still has."""
 
     node: str
     since_s: float | None
@@ -269,10 +289,13 @@ class LeaveAnswer(_Shown, frozen=True, kw_only=True):
 
 
 class RemoveAnswer(_Shown, frozen=True, kw_only=True):
-    """Answer of `DELETE /v1/balance/members/{name}`."""
+    """Answer of `DELETE /v1/balance/members/{name}`. removed: it is none any more; else `needed` members have to ask
+    for it, and `asked_by` have."""
 
     name: str
     removed: bool = True
+    asked_by: tuple[str, ...] = ()
+    needed: int = 1
 
 
 class TokenAnswer(_Shown, frozen=True, kw_only=True):

@@ -99,9 +99,10 @@ class Balance:
         """The node leaves its cluster for good."""
         return await self._post("leave", LeaveAnswer, LeaveRequest())
 
-    async def remove(self, name: str) -> None:
-        """The member called `name` is cut off, and the cluster token rotates."""
-        await self._api.call("DELETE", _path("members", name), RemoveAnswer, RemoveRequest())
+    async def remove(self, name: str) -> RemoveAnswer:
+        """The member called `name` is cut off, and the cluster token rotates; or it is asked for, where more members
+        have to (`balance.remove_by`)."""
+        return await self._api.call("DELETE", _path("members", name), RemoveAnswer, RemoveRequest())
 
     async def rotate_token(self, *, op_id: str | None = None) -> TokenAnswer:
         """A new token for joins."""

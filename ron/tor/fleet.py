@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Fleet:
 
     directory: where keys and state live; keys are made once and kept. clients: a tor each, by role name.
     on_client_up: called with the `WatchedTor` each time a client tor has come up, first and after restarts.
-    linger_s: when this process is killed its tors go on for so long, and up to 15 s more, unless it is back before.
+    lingers: when this process is killed its tors go on for a while (`ron.tor.afterlife`), unless it is back before.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Fleet:
         metrics: Metrics,
         progress: Progress = lambda stage: None,
         on_client_up: Callable[[WatchedTor], None] = lambda tor: None,
-        linger_s: float = 0.0,
+        lingers: bool = False,
     ) -> None:
         self.directory = directory
         self.clients = list(clients)
@@ -76,7 +77,7 @@ class Fleet:
         self._lock: DirectoryLock | None = None
         self._changing = DeferredLock()
         self._on_client_up = on_client_up
-        self._lifeline = Lifeline(reactor, linger_s) if linger_s > 0 else None
+        self._lifelines: dict[str, Lifeline] | None = {} if lingers else None
 
     # What subclasses say
 
@@ -139,8 +140,8 @@ class Fleet:
         for group in self._stop_order():
             stops = [Deferred.fromCoroutine(self.tors[name].stop()) for name in group if name in self.tors]
             await gatherResults(stops, consumeErrors=True)
-        if self._lifeline is not None:
-            await self._lifeline.stop()
+        for lifeline in (self._lifelines or {}).values():
+            await lifeline.stop()
         if self.state != "failed":
             self._set_state("down")
         if self._lock is not None:
@@ -184,6 +185,8 @@ class Fleet:
                 self.clients.remove(name)
             if tor is not None:
                 await tor.stop()
+                if self._lifelines is not None and name in self._lifelines:
+                    await self._lifelines.pop(name).stop()
                 self._health.forget(f"tor.{name}")
                 await deferToThread(shutil.rmtree, self.directory / name, ignore_errors=True)
                 self.write_facts()
@@ -288,7 +291,7 @@ class Fleet:
             self._reactor,
             name=name,
             command=lambda: self._command(name, options),
-            outlives=self._lifeline is not None,
+            outlives=self._lifelines is not None,
             control_port=self._ports[f"{name}.control"],
             target_percent=target_percent,
             on_up=self._came_up,
@@ -299,7 +302,10 @@ class Fleet:
         tor.start()
 
     def _command(self, name: str, options: Sequence[str]) -> list[str]:
-        owner = self._lifeline.pid if self._lifeline is not None else None
+        owner = None
+        if self._lifelines is not None:
+            last = [sys.executable, "-m", "ron.tor.afterlife", str(self._ports[f"{name}.control"])]
+            owner = self._lifelines.setdefault(name, Lifeline(self._reactor, last)).pid
         return [*command(self._tor, self._torrc_path(name), owner), *options]
 
     async def _came_up(self, tor: WatchedTor) -> None:

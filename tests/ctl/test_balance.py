@@ -20,7 +20,7 @@ from ron.ctl.balance import balance as group
 from ron.ctl.balance_keys import parse_shares, read_key
 from ron.ctl.balance_reach import NODE, seconds
 from ron.ctl.balance_text import drawn, ghosts_text, member_line, service_line, span, text
-from ron.proto.balanceviews import BalanceView, GhostView, LeaderView, PublicationView
+from ron.proto.balanceviews import BalanceView, FailingView, GhostView, LeaderView, MemberView, PublicationView
 from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.proto.exitcodes import Unreachable
 from ron.tor.onionkeys import new_key
@@ -36,6 +36,10 @@ def view(**more: Any) -> BalanceView:
     known |= {"leader": LeaderView(name="alpha", why="longest uptime", lease_left_s=12.0, claims=("alpha",))}
     known |= {"members": tuple(map(member, range(3))), "services": (service(),)}
     return BalanceView(**{**known, **more})
+
+
+def out_of_it(number: int, **more: Any) -> MemberView:
+    return member(number, in_descriptor=False, published_in=(), planned_in=(), **more)
 
 
 def row(shown: str, start: str) -> str:
@@ -62,8 +66,8 @@ class Drawing(SynchronousTestCase):
         self.assertIn("SPLIT    alpha, beta all say they lead", shown)
 
     def test_who_is_out_and_why(self) -> None:
-        sieged = member(1, in_descriptor=False, out="under siege", head=head(1, mode="ghost", under_siege=True))
-        dead = member(2, state="dead", why="not heard for 9 s", head=None, in_descriptor=False, unfit="no key")
+        sieged = out_of_it(1, out="under siege", head=head(1, mode="ghost", under_siege=True))
+        dead = out_of_it(2, state="dead", why="not heard for 9 s", head=None, unfit="no key")
         shown = text(view(members=(member(0), sieged, dead)))
         self.assertIn(" yes ", row(shown, "alpha"))
         self.assertIn(" no ", row(shown, "beta"))
@@ -71,6 +75,33 @@ class Drawing(SynchronousTestCase):
         for line in ("beta is out of the descriptor: under siege", "gamma is dead: not heard for 9 s"):
             self.assertIn(f"{line}\n", shown)
         self.assertIn("gamma cannot lead: no key\n", shown)
+
+    def test_what_is_published_and_what_is_planned(self) -> None:
+        """Visitors go by what is published: a head that is to leave is still visited."""
+        shop = service("shop")
+        heads = (
+            member(0, published_in=("main", "shop"), planned_in=("main",), out=""),
+            member(1, published_in=("main",), planned_in=("main", "shop")),
+            member(2, published_in=(), planned_in=(), in_descriptor=False, out="under siege"),
+        )
+        shown = text(view(members=heads, services=(service(), shop)))
+        self.assertIn(" yes, leaves ", row(shown, "alpha"))
+        self.assertIn(" 1 of 2, joins ", row(shown, "beta"))
+        self.assertIn(" no ", row(shown, "gamma"))
+        going = text(view(members=(member(0, out="under siege", planned_in=()),)))
+        self.assertIn("alpha leaves the descriptor: under siege\n", going)
+
+    def test_a_node_that_was_refused_says_so_first(self) -> None:
+        shown = text(view(refused="the cluster does not take this node: removed (beta)")).splitlines()
+        self.assertIn("REFUSED  the cluster does not take this node: removed (beta)", shown[:3])
+        self.assertIn("alone", "".join(shown[:3]))
+
+    def test_targets_that_do_not_answer(self) -> None:
+        dead = (FailingView(node="alpha", why="port 80: 127.0.0.1:8080 does not answer"),)
+        shown = text(view(services=(service(failing=dead, answering=2),)))
+        self.assertIn("alpha does not answer: port 80: 127.0.0.1:8080 does not answer\n", shown)
+        self.assertNotIn("REFUSED", shown)
+        self.assertIn("VISITORS ARE REFUSED", text(view(services=(service(failing=dead, refusing=True),))))
 
     def test_who_waits_for_approval(self) -> None:
         shown = text(view(members=(member(0), member(1, holds=(), approved=False, waiting=True), member(2, holds=()))))
@@ -99,7 +130,7 @@ class Drawing(SynchronousTestCase):
     def test_on_a_narrow_terminal_no_reason_is_cut(self) -> None:
         stream = io.StringIO()
         long = "not heard since it was restarted with a clock that is ten minutes off"
-        out = member(1, in_descriptor=False, out=long)
+        out = out_of_it(1, out=long)
         Console(file=stream, width=80).print(drawn(view(members=(member(0), out))))
         for word in long.split():
             self.assertIn(word, stream.getvalue())
@@ -308,7 +339,12 @@ class Commands(RonctlCalls, WithBalance):
     async def test_members(self) -> None:
         self.desk.members["gamma"] = replace(self.desk.members["gamma"], approved=False, waiting=True)
         self.assertIn("approved", (await self.done("approve", "gamma")).lines[0])
-        self.assertEqual(await self.said("remove", "gamma"), {"name": "gamma", "removed": True})
+        self.desk.remove_by = 2
+        shown = await self.done("remove", "gamma", "--yes")
+        self.assertIn("NOT removed yet: alpha of the 2 nodes", shown.out.decode())
+        self.desk.remove_by = 1
+        removed = {"name": "gamma", "removed": True, "asked_by": ["alpha"], "needed": 1}
+        self.assertEqual(await self.said("remove", "gamma"), removed)
         await self.refused(7, "remove", "gamma")
         self.assertEqual((await self.done("token", "rotate")).lines, ["version 2, with beta, gamma"])
         self.assertEqual(await self.said("leave"), {"node": "alpha", "left": True})

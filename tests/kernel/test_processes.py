@@ -143,7 +143,7 @@ _DAEMON = """
 import sys
 from twisted.internet import reactor
 from ron.kernel.processes import Child, Lifeline, spawn
-lifeline = Lifeline(reactor, 1.5)
+lifeline = Lifeline(reactor, ["sleep", "1.5"])
 sleepers = [spawn(reactor, Child(), ["sleep", "60"], outlives=outlives) for outlives in (True, False)]
 print(lifeline.pid, *(sleeper.pid for sleeper in sleepers), "pids", flush=True)
 reactor.run()
@@ -166,7 +166,7 @@ class Outliving(ProcessCase):
         self.assertTrue(_runs(outliving))
 
     async def test_stopped_it_is_gone_at_once(self) -> None:
-        lifeline = Lifeline(reactor, 60)
+        lifeline = Lifeline(reactor, ["sleep", "60"])
         pid = lifeline.pid
         self.assertEqual(lifeline.pid, pid)
         await lifeline.stop()
@@ -174,7 +174,7 @@ class Outliving(ProcessCase):
         await lifeline.stop()
 
     async def test_killed_it_is_made_anew(self) -> None:
-        lifeline = Lifeline(reactor, 60)
+        lifeline = Lifeline(reactor, ["sleep", "60"])
         self.addCleanup(lifeline.stop)
         pid = lifeline.pid
         os.kill(pid, signal.SIGKILL)

@@ -125,7 +125,7 @@ class HeadOnItsTor(TestCase):
             tor="head",
             folder=self.folder / "onions",
             masters=[address_of(self.masters[0])],
-            ports=self.config.services[0].ports,
+            services={"site": self.config.services[0].ports},
             config=lambda: self.config,
             metrics=Metrics(),
             health=self.health,
@@ -251,7 +251,7 @@ class HeadOnItsTor(TestCase):
         door = Door(
             reactor,
             folder=self.folder / "door",
-            ports=[f"80:{second.onion}:80"],
+            services={"site": [f"80:{second.onion}:80"]},
             socks_port=lambda: self.network.socks_port("visitor2"),
             told=lambda: None,
             refused=lambda: None,
@@ -311,10 +311,12 @@ class HeadOnItsTor(TestCase):
     async def the_target_fails(self) -> None:
         before = self.changes
         await self.target.stopListening()
-        await self.until(lambda: self.head.report().mode == "down", "down")
+        await self.until(lambda: self.head.report().failing, "its target missed")
+        # there for visitors all the same: whoever comes is refused, and need not search
+        self.assertEqual((self.head.report().mode, self.head.report().healthy), ("serving", False))
         self.assertIn("balance.head", self.health.snapshot().degraded)
         self.target = reactor.listenTCP(self.number, Factory.forProtocol(Echo), interface="127.0.0.1")
-        await self.until(lambda: self.head.report().mode == "serving", "serving again")
+        await self.until(lambda: self.head.report().healthy, "its target back")
         self.assertGreaterEqual(self.changes, before + 2)
 
     async def tor_is_reloaded(self) -> None:

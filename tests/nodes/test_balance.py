@@ -15,7 +15,7 @@ from ron.kernel import Config
 from ron.kernel.config import Layers
 from ron.nodes import balance as daemon
 from ron.nodes.balance import BalanceDaemon, Options
-from ron.nodes.parts import PARTS, Host, PartUnit, load_part, wanted
+from ron.nodes.parts import PARTS, Host, PartUnit, balancerooms, load_part, wanted
 from ron.nodes.parts import balance as hosting
 from ron.nodes.parts.balance import BalancePart, HostedBalance
 from ron.nodes.runtime import Runtime
@@ -34,6 +34,7 @@ from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.proto.exitcodes import Exit
 from ron.sdk import Api
 from ron.sdk.transport import connection_pool, unix_http
+from ron.services.balance.cluster import Plan, Standing
 from ron.services.balance.mesh.files import NodeFiles, accept, found
 from ron.services.configs import SCHEMAS
 from ron.tor.onionkeys import address_of, new_key
@@ -66,7 +67,7 @@ class Hosted(WithRuntime):
         return found(self.home / at, name, CA)
 
     def with_ca(self) -> None:
-        folder = self.home / hosting.CA_FOLDER
+        folder = self.home / balancerooms.CA_FOLDER
         folder.mkdir(mode=0o700)
         (folder / "ca.pem").write_bytes(x509.certificate_pem(CA.certificate))
         (folder / "ca.key").write_bytes(x509.key_pem(CA.key))
@@ -123,7 +124,7 @@ class Files(Hosted):
         self.start()
 
     def test_an_address_that_is_none(self) -> None:
-        error = self.assertRaises(RonError, hosting._address, "nowhere", "balance.listen")
+        error = self.assertRaises(RonError, balancerooms._address, "nowhere", "balance.listen")
         self.assertIn("balance.listen", error.message)
         self.start()
 
@@ -152,12 +153,12 @@ class Alone(Hosted):
         hosted = await self.up()
         body = NewServiceRequest(op_id=OP, name="main")
         made = await self.api(hosted).call("POST", "/v1/balance/services", ServiceView, body)
-        self.assertEqual((made.holders, hosted.vault.holds()), (("alpha",), {"main"}))
-        await self.until(lambda: hosted.head._masters == (made.onion,), "the head to answer for it")
-        self.assertIsNone(hosted.canaries.reachable("main"))
-        scalar = hosted.vault._ring.whole["main"].copy()
+        self.assertEqual((made.holders, hosted.rooms.vault.holds()), (("alpha",), {"main"}))
+        await self.until(lambda: hosted.rooms.head._masters == (made.onion,), "the head to answer for it")
+        self.assertIsNone(hosted.rooms.canaries.reachable("main"))
+        scalar = hosted.rooms.vault._ring.whole["main"].copy()
         await hosted.service.stopService()
-        self.assertEqual(hosted.vault.holds(), frozenset())
+        self.assertEqual(hosted.rooms.vault.holds(), frozenset())
         for path in self.home.rglob("*"):
             if path.is_file():
                 self.assertNotIn(bytes(scalar[:32]), path.read_bytes(), path)
@@ -171,7 +172,7 @@ class Alone(Hosted):
         self.assertEqual(error.code, ErrorCode.UNSUPPORTED)
         self.with_ca()
         answer = await api.call("POST", "/v1/balance/invitations", InvitationAnswer, body)
-        self.assertEqual(accept(self.home / "beta", answer.bundle).seeds, (f"127.0.0.1:{hosted.mesh.port}",))
+        self.assertEqual(accept(self.home / "beta", answer.bundle).seeds, (f"127.0.0.1:{hosted.rooms.mesh.port}",))
         again = InvitationRequest(op_id=OP.replace("9b", "9c"), name="alpha")
         error = await self.refused(api.call("POST", "/v1/balance/invitations", InvitationAnswer, again))
         self.assertIn("is a member already", error.message)
@@ -196,7 +197,7 @@ class Alone(Hosted):
     async def test_what_left_does_not_come_back(self) -> None:
         files = self.files()
         hosted = await self.up()
-        await hosted.desk.leave()
+        await hosted.rooms.desk.leave()
         await self.until(lambda: self.ended, "the end")
         await hosted.service.stopService()
         self.runtime.stop()
@@ -206,7 +207,7 @@ class Alone(Hosted):
         hosted.service.startService()
         error = await self.refused(hosted.ready())
         self.assertIn("removed", error.message)
-        self.assertFalse(hosted.node.running or hosted.vault.running)
+        self.assertFalse(hosted.rooms.node.running or hosted.rooms.vault.running)
 
 
 class Threshold(Hosted):
@@ -222,30 +223,71 @@ class Threshold(Hosted):
     async def test_what_is_handed_on(self) -> None:
         self.files()
         hosted = await self.up()
-        self.assertEqual((hosted._floor("main"), hosted._floor("shop"), hosted._periods()), (3, None, ()))
-        error = await self.refused(hosted._relays())
+        self.assertEqual(
+            (hosted.rooms._floor("main"), hosted.rooms._floor("shop"), hosted.rooms._periods()), (3, None, ())
+        )
+        error = await self.refused(hosted.rooms._relays())
         self.assertIn("tor", error.message)
-        await hosted._forget_onions()
+        await hosted.rooms._forget_onions()
         network: Any = FakeNetwork(reactor, ring_with())  # type: ignore[arg-type]
         network.latency_s = 0.0
-        await hosted.room.attach(network)
+        await hosted.rooms.room.attach(network)
         await hosted.ready()
         asked_for = ring_with().time.asked_for().period
-        self.assertIn(asked_for, hosted._periods())
-        self.assertEqual(hosted._canary("main", made_up()).last, None)
-        self.assertEqual(hosted.node.ask_to_publish("a test"), "")
+        self.assertIn(asked_for, hosted.rooms._periods())
+        self.assertEqual(hosted.rooms._canary("main", made_up()).last, None)
+        self.assertEqual(hosted.rooms.node.ask_to_publish("a test"), "")
+
+    async def test_no_descriptor_helps_against_a_dead_target(self) -> None:
+        self.files()
+        hosted = await self.up()
+        asked: list[str] = []
+        self.patch(hosted.rooms.node, "ask_to_publish", asked.append)
+        for refusing in ((), ("main",), ("shop",)):
+            hosted.rooms.cluster.standing = Standing(plan=Plan(refusing=refusing))
+            hosted.rooms._unreachable("main", f"with {refusing}")
+        self.assertEqual(asked, ["main: with ()", "main: with ('shop',)"])
 
 
 class Ends(Hosted):
-    async def test_stopped_twice_and_not_started_again(self) -> None:
+    async def test_stopped_twice_and_started_again(self) -> None:
+        """As a supervisor does: another run, with rooms of its own, behind the same socket."""
         self.files()
         hosted = await self.up()
+        api = self.api(hosted)
+        await hosted.rooms.desk.create("main", "shared", 0, 0, (), None)
+        first = hosted.rooms
         await hosted.service.stopService()
         await hosted.service.stopService()
+        self.assertFalse(first.mesh.running or first.node.running)
+        # what was counted is of that run
+        self.assertNotIn("balance_mesh_links", self.runtime.metrics.render().decode())
         hosted.service.startService()
-        error = await self.refused(hosted.ready())
-        self.assertIn("start the process anew", str(error.hint))
-        self.assertFalse(hosted.mesh.running or hosted.node.running)
+        await hosted.ready()
+        self.assertIsNot(hosted.rooms, first)
+        self.assertTrue(hosted.rooms.mesh.running and hosted.rooms.node.running)
+        self.assertIn("balance_mesh_links", self.runtime.metrics.render().decode())
+        view = await api.call("GET", "/v1/balance", BalanceView)
+        self.assertEqual([one.name for one in view.members], ["alpha"])
+        # the book is on disk, and the key was in memory
+        self.assertEqual([(one.name, one.holders) for one in view.services], [("main", ())])
+
+    async def test_started_again_while_it_still_ends(self) -> None:
+        self.files()
+        hosted = await self.up()
+        ending = hosted.service.stopService()
+        hosted.service.startService()
+        await hosted.ready()
+        self.assertTrue(ending.called)
+        self.assertTrue(hosted.rooms.mesh.running)
+
+    async def test_an_end_that_comes_before_the_next_beginning(self) -> None:
+        self.files()
+        hosted = await self.up()
+        hosted.service.stopService()
+        hosted.service.startService()
+        await hosted.service.stopService()
+        self.assertFalse(hosted.rooms.mesh.running or hosted.rooms.node.running)
 
     async def test_stopped_before_it_was_up(self) -> None:
         """What was under way does not go on behind our back: the reactor is clean afterwards."""
@@ -256,7 +298,7 @@ class Ends(Hosted):
         await hosted.service.stopService()
         with contextlib.suppress(CancelledError):
             await waiting
-        self.assertFalse(hosted.head._looking.running or hosted.mesh.running or hosted.node.running)
+        self.assertFalse(hosted.rooms.head._looking.running or hosted.rooms.mesh.running or hosted.rooms.node.running)
 
     async def test_never_started(self) -> None:
         self.files()
@@ -265,16 +307,16 @@ class Ends(Hosted):
     async def test_a_secret_is_wiped_whatever_else_breaks(self) -> None:
         self.files()
         hosted = await self.up()
-        await hosted.desk.create("main", "shared", 0, 0, (), None)
-        close = hosted.head._door.close
+        await hosted.rooms.desk.create("main", "shared", 0, 0, (), None)
+        close = hosted.rooms.head._door.close
 
         async def broken() -> None:
             await close()
             raise OSError("a test")
 
-        self.patch(hosted.head._door, "close", broken)
+        self.patch(hosted.rooms.head._door, "close", broken)
         await self.assertFailure(hosted.service.stopService(), FirstError)
-        self.assertEqual((hosted.vault.holds(), hosted.mesh.running), (frozenset(), False))
+        self.assertEqual((hosted.rooms.vault.holds(), hosted.rooms.mesh.running), (frozenset(), False))
 
 
 class Taken(Hosted):
@@ -296,9 +338,15 @@ class Taken(Hosted):
         error = await self.refused(hosted.ready())
         self.assertIn("balance.listen", str(error.hint))
         await hosted.service.stopService()
-        self.assertFalse(hosted.node.running)
+        self.assertFalse(hosted.rooms.node.running)
+        # as long as it is; then it is tried again, and is up
         hosted.service.startService()
-        self.assertIs(await self.refused(hosted.ready()), error)
+        self.assertEqual((await self.refused(hosted.ready())).message, error.message)
+        await hosted.service.stopService()
+        self.taken.close()
+        hosted.service.startService()
+        await hosted.ready()
+        self.assertTrue(hosted.rooms.node.running)
 
 
 class InANode(Hosted):
@@ -329,13 +377,38 @@ class InANode(Hosted):
         await unit.stop()
         self.assertFalse(part.where("balance").is_socket())
 
+    async def test_drained_and_released(self) -> None:
+        """One unit and one socket; each time another run."""
+        self.files()
+        part = load_part("balance", self.part_host())
+        assert isinstance(part, BalancePart)
+        unit = PartUnit("balance", part)
+        for _ in range(3):
+            await unit.start(lambda reason: None)
+            self.assertTrue(part._hosted.rooms.node.running and part.where("balance").is_socket())
+            await unit.stop()
+            self.assertFalse(part._hosted.rooms.node.running or part.where("balance").is_socket())
+
+    async def test_who_left_is_not_let_back_by_a_release(self) -> None:
+        self.files()
+        part = load_part("balance", self.part_host())
+        assert isinstance(part, BalancePart)
+        unit = PartUnit("balance", part)
+        await unit.start(lambda reason: None)
+        await part._hosted.rooms.desk.leave()
+        await self.until(lambda: not part.service.running, "the end of the part")
+        await unit.stop()
+        error = await self.refused(unit.start(lambda reason: None))
+        self.assertIn("removed", error.message)
+        await unit.stop()
+
     async def test_its_end_is_not_the_nodes(self) -> None:
         self.files()
         part = load_part("balance", self.part_host())
         assert isinstance(part, BalancePart)
         unit = PartUnit("balance", part)
         await unit.start(lambda reason: None)
-        await part._hosted.desk.leave()
+        await part._hosted.rooms.desk.leave()
         await self.until(lambda: not part.service.running, "the end of the part")
         self.assertTrue(part.where("balance").is_socket(), "who asks is told, not left without an answer")
         await unit.stop()

@@ -43,10 +43,10 @@ def show_stage(bus: Bus, stage: Stage) -> None:
     )
 
 
-def make_network(runtime: Runtime, config: OnionConfig, clients: Sequence[str], *, linger_s: float = 0.0) -> Fleet:
+def make_network(runtime: Runtime, config: OnionConfig, clients: Sequence[str], *, lingers: bool = False) -> Fleet:
     """The configured network with a tor for each of `clients`; in amnesia all of it in memory.
 
-    linger_s: how long its tors outlive a killed daemon (`Fleet`). In amnesia they never do, nor do those of a network
+    lingers: its tors outlive a killed daemon for a while (`Fleet`). In amnesia they never do, nor do those of a network
     that lives in this process alone.
     """
     directory = (runtime.ram or runtime.home) / FOLDERS[config.network]
@@ -65,7 +65,7 @@ def make_network(runtime: Runtime, config: OnionConfig, clients: Sequence[str], 
         "health": runtime.health,
         "metrics": runtime.metrics,
         "on_client_up": came_up,
-        "linger_s": linger_s if runtime.ram is None and config.network != "private" else 0.0,
+        "lingers": lingers and runtime.ram is None and config.network != "private",
     }
     if config.network == "public":
         return PublicClients(runtime.reactor, **settings)

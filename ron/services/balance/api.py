@@ -132,8 +132,7 @@ class _Api:
         return LeaveAnswer(node=await self._desk.leave())
 
     async def remove(self, _call: Call, _body: RemoveRequest, name: str) -> RemoveAnswer:
-        await self._desk.remove(node_name(name))
-        return RemoveAnswer(name=name)
+        return await self._desk.remove(node_name(name))
 
     async def approve(self, _call: Call, _body: ApproveRequest, name: str) -> MemberView:
         return await self._desk.approve(node_name(name))

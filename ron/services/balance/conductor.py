@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from ron.proto.balance import NodeName, ServiceName
 from ron.proto.errors import RonError
-from ron.services.balance.cluster import Cluster, Reason, Standing
+from ron.services.balance.cluster import Cluster, Plan, Reason, Standing
 from ron.services.balance.ports import Vault
 from ron.services.balance.publishing.publisher import Master, Publication
 from ron.services.balance.publishing.room import Publishing
@@ -100,14 +100,14 @@ class Conductor:
             why=str(standing.duties.publish),
             heads=", ".join(standing.plan.listed),
         )
-        work = Deferred.fromCoroutine(self._publish_all(number, masters, standing.plan.listed, self._turn))
+        work = Deferred.fromCoroutine(self._publish_all(number, masters, standing.plan, self._turn))
         self._working.add(work)
         work.addErrback(lambda failure: failure.trap(CancelledError))
         work.addErrback(lambda failure: _log.failure("publishing broke", failure, event="balance_publishing_broke"))
         work.addBoth(lambda _: self._working.discard(work))
 
-    async def _publish_all(self, number: int, masters: list[Master], listed: Collection[str], turn: int) -> None:
-        every = [Deferred.fromCoroutine(self._publish(master, listed, turn)) for master in masters]
+    async def _publish_all(self, number: int, masters: list[Master], plan: Plan, turn: int) -> None:
+        every = [Deferred.fromCoroutine(self._publish(master, plan.heads(master.name), turn)) for master in masters]
         well = await gatherResults(every, consumeErrors=True)
         if not self._stopped:
             self._cluster.ended(number, ok=bool(well) and all(well))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -11,29 +10,6 @@ from msgspec import Meta
 from ron.proto.balance import MAX_SERVICES, Mode, NodeName, ServiceName, Where
 from ron.services.sections import LIVE, PathText
 
-
-class BalancedPort(NamedTuple):
-    """One port of a master address. target: `host:port`, `unix:/path`, or `<onion>:port`."""
-
-    onion_port: int
-    target: str
-
-
-def balanced_port(text: str) -> BalancedPort:
-    """`80:127.0.0.1:8080`, `80:unix:/run/app.sock` or `80:<onion>:80`, taken apart. Raises ValueError."""
-    match = _PORT.fullmatch(text)
-    if match is None or not 0 < int(match["port"]) < 65536:
-        raise ValueError("not a port and its target")
-    local = match["to"]
-    if local is not None and not 0 < int(local) < 65536:
-        raise ValueError(f"{local} is no port")
-    return BalancedPort(int(match["port"]), match["target"])
-
-
-_PORT = re.compile(
-    r"(?P<port>[1-9][0-9]{0,4}):"
-    r"(?P<target>unix:/[A-Za-z0-9_./-]{1,100}|(?:127\.0\.0\.1|[a-z2-7]{56}\.onion):(?P<to>[1-9][0-9]{0,4}))"
-)
 ClientKey = Annotated[str, Meta(pattern=r"^[A-Z2-7]{52}\Z")]
 Ports = Annotated[tuple[Annotated[str, Meta(max_length=300)], ...], Meta(min_length=1, max_length=16)]
 
@@ -62,9 +38,13 @@ class BalanceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     other nodes' addresses. socks: a SOCKS port for peers whose address is an onion.
     directory: certificate, token and book, relative to the home. control: the operators' Unix socket.
     approval: who gets a key or share: nodes an `operator` approved, each time they start; or any with the `token`.
+    remove_by: so many members have to ask for a node's removal before it counts, the same on all nodes; with 1 a node
+    in wrong hands can throw out all others, with 2 or more no single one can.
     allow_unlocked: go on, degraded, where the system does not lock keys into memory; else that is refused.
     beat_ms, suspect_ms: how often nodes are heard, and when one that is not is taken for dead.
     publish_every_s: a descriptor is at most so old. drift_s: a node whose clock is off by more does not lead.
+    silence_s: a link on which nothing is heard for so long is cut; longer where peers are onions. At least 2 s, for a
+    link is tried once a second.
     siege_introductions_per_s: from there on a head is under siege; 0 is never. quiet_s: when it comes back.
     ghost_grace_s: a head that left the descriptor takes visitors for so long, who may have read the old one.
     roulette_s, roulette_for_s: the roulette's pace, and when it ends by itself.
@@ -80,9 +60,11 @@ class BalanceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     directory: PathText = "balance"
     control: Annotated[str, Meta(max_length=90, pattern=r"^[A-Za-z0-9_./-]*\Z")] = ""
     approval: Literal["operator", "token"] = "operator"
+    remove_by: Annotated[int, Meta(ge=1, le=16)] = 1
     allow_unlocked: bool = False
     beat_ms: Annotated[int, Meta(ge=50, le=60_000, extra={"unit": "ms"})] = 500
     suspect_ms: Annotated[int, Meta(ge=200, le=600_000, extra={"unit": "ms"})] = 2500
+    silence_s: Annotated[float, Meta(ge=2, le=600, extra={"unit": "s"})] = 3.0
     publish_every_s: Annotated[int, Meta(ge=10, le=7200, extra={"unit": "s"})] = 600
     drift_s: Annotated[float, Meta(ge=0.1, le=3600, extra={"unit": "s"})] = 30.0
     siege_introductions_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 30.0

@@ -15,6 +15,7 @@ from ron.proto.balanceviews import (
     LeaderView,
     MemberView,
     PublishAnswer,
+    RemoveAnswer,
     RouletteAnswer,
     ServiceView,
     TokenAnswer,
@@ -61,8 +62,9 @@ class Desk(Protocol):
     async def approve(self, name: NodeName) -> MemberView:
         """`name` may have keys or shares, in the run that it is in now."""
 
-    async def remove(self, name: NodeName) -> None:
-        """`name` is cut off everywhere, and the cluster token rotates."""
+    async def remove(self, name: NodeName) -> RemoveAnswer:
+        """`name` is cut off everywhere, and the cluster token rotates; once so many members have asked for it as have
+        to."""
 
     async def rotate_token(self) -> TokenAnswer:
         """A new token for joins; the old one is void."""

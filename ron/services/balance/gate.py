@@ -13,7 +13,7 @@ from twisted.internet.threads import deferToThread
 from ron.crypto import x509
 from ron.kernel.files import read_private
 from ron.proto.balance import NodeName, Where
-from ron.proto.balanceviews import InvitationAnswer, TokenAnswer
+from ron.proto.balanceviews import InvitationAnswer, RemoveAnswer, TokenAnswer
 from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
 from ron.services.balance.mesh.files import NodeFiles, invitation
 from ron.services.balance.mesh.mesh import MeshService
@@ -24,16 +24,20 @@ MAX_SEEDS = 8
 
 
 class MeshGate:
-    """`operations.Gate`: the mesh, the node's files, and the CA's folder where there is one."""
+    """`operations.Gate`: the mesh, the node's files, and the CA's folder where there is one. needed: how many members
+    have to ask for a removal."""
 
-    def __init__(self, mesh: MeshService, files: NodeFiles, ca: Path) -> None:
+    def __init__(self, mesh: MeshService, files: NodeFiles, ca: Path, needed: int) -> None:
+        self._needed = needed
         self._mesh = mesh
         self._files = files
         self._ca = ca
 
-    async def remove(self, name: NodeName) -> None:
+    async def remove(self, name: NodeName) -> RemoveAnswer:
         """As `MeshService.remove`."""
-        await self._mesh.remove(name)
+        asked = await self._mesh.remove(name)
+        removed = name not in self._mesh.members()
+        return RemoveAnswer(name=name, removed=removed, asked_by=tuple(sorted(asked)), needed=self._needed)
 
     async def rotate_token(self) -> TokenAnswer:
         """A new token, and who is there to get it."""

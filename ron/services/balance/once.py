@@ -1,7 +1,10 @@
 """An op_id is one act, however often it is asked for: the answer that got lost on its way is given again.
 
-In: who asks, under which op_id, what for, and the act. Out: its outcome. In memory and for minutes only: outcomes may
-be secrets, and a restarted node refuses by itself what exists already.
+In: who asks, under which op_id, what for, and the act. Out: its outcome.
+In memory and for minutes only, where the onion runtime keeps a day of acts on disk. There an act makes an onion whose
+key is on disk too, and repeated after a crash it would make another. Here outcomes may be secrets that must be on no
+disk (bundles), and none of the acts needs more: an address that exists is refused by its name, whoever asks, and new
+shares, a new token or another bundle of one name are no harm twice.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from ron.proto.balance import MAX_SERVICES, Mode, NodeName, ServiceName, Where
 from ron.proto.balanceviews import (
     ROULETTE_WARNING,
@@ -18,12 +20,13 @@ from ron.proto.balanceviews import (
     LeaderView,
     MemberView,
     PublishAnswer,
+    RemoveAnswer,
     RouletteAnswer,
     ServiceView,
     TokenAnswer,
 )
 from ron.proto.errors import conflict, not_found, unavailable
-from ron.services.balance.cluster import Promote, Roulette, Siege, Standing
+from ron.services.balance.cluster import Promote, Roulette, Siege, Standing, most_put_out, read_orders
 from ron.services.balance.config import BalanceConfig
 from ron.services.balance.ports import ServiceRecord
 from ron.services.balance.service import BalanceService
@@ -57,7 +60,7 @@ class Orders(Keeps, Protocol):
 class Gate(Protocol):
     """The mesh, as far as operators decide who is in it."""
 
-    async def remove(self, name: NodeName) -> None: ...
+    async def remove(self, name: NodeName) -> RemoveAnswer: ...
     async def rotate_token(self) -> TokenAnswer: ...
     async def invite(self, name: NodeName, addresses: tuple[Where, ...]) -> InvitationAnswer: ...
 
@@ -113,6 +116,8 @@ class OperatorsDesk:
         self._running()
         self._known(node)
         until_ms = self._until_ms(for_s if on or for_s is not None else self._wishes().quiet_s)
+        if on:
+            self._not_too_many(node)
         self._service.mesh.book.put(f"siege/{node}", Siege(on=on, until_ms=until_ms))
         return self._outlook.member(node, self._service.decide())
 
@@ -193,14 +198,15 @@ class OperatorsDesk:
         self._vault.approve(name)
         return self._outlook.member(name, self._standing())
 
-    async def remove(self, name: NodeName) -> None:
+    async def remove(self, name: NodeName) -> RemoveAnswer:
         """As `Desk.remove`."""
         self._running()
         self._known(name)
         if name == self._service.mesh.name:
             raise conflict("a node does not remove itself", "ronctl balance leave")
-        await self._gate.remove(name)
+        answer = await self._gate.remove(name)
         self._service.soon()
+        return answer
 
     async def leave(self) -> NodeName:
         """As `Desk.leave`. The node ends a moment later."""
@@ -230,6 +236,17 @@ class OperatorsDesk:
 
     def _standing(self) -> Standing:
         return self._service.cluster.standing
+
+    def _not_too_many(self, node: NodeName) -> None:
+        """Raises Conflict for an order that would not be followed."""
+        book, me, members = self._service.mesh.book, self._service.mesh.name, self._service.mesh.members()
+        orders = read_orders(book, members)
+        wanted = msgspec.structs.replace(orders, siege={**orders.siege, node: Siege()}, by={**orders.by, node: me})
+        if wanted.bounded(members, self._now_ms()).siege.keys() != wanted.siege.keys():
+            raise conflict(
+                f"orders of one node leave out at most {most_put_out(len(members))} of the others' heads",
+                f"give it at {node} itself or at a third node, or end another one first",
+            )
 
     def _known(self, name: NodeName) -> None:
         if name not in self._service.mesh.members():

@@ -43,7 +43,7 @@ class Book(Protocol):
     """Small facts that all nodes agree on in the end: last writer wins, by (version, author). Kept on disk; no secrets.
 
     Keys in use: `member/<name>`, `removed/<name>`, `promote`, `roulette`, `siege/<node>`, `service/<name>`,
-    `vanguards`, `approved/<node>`, `token`.
+    `vanguards`, `approved/<node>`, `token`, `strike/<digest>`.
     """
 
     def get(self, key: str, shape: type[Body]) -> Body | None:
@@ -51,6 +51,9 @@ class Book(Protocol):
 
     def keys(self, prefix: str) -> tuple[str, ...]:
         """Those there are, sorted."""
+
+    def author_of(self, key: str) -> NodeName:
+        """Who wrote the value; empty when there is none."""
 
     def put(self, key: str, value: msgspec.Struct | None) -> None:
         """Write (None: end it) and tell all. Raises `RonError` (TooLarge, Busy) beyond the book's bounds."""

@@ -16,13 +16,14 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ron.kernel import HealthState
-from ron.proto.balance import Beat, HeadDescriptor, HeadReport, NodeName, Published, ServiceName
+from ron.proto.balance import MAX_SERVICES, Beat, Failing, HeadDescriptor, HeadReport, NodeName, Published, ServiceName
 from ron.proto.errors import RonError
 from ron.services.balance.cluster import Cluster, Standing, Timing, read_orders
 from ron.services.balance.conductor import Conductor
 from ron.services.balance.config import BalanceConfig
 from ron.services.balance.ports import Head, Mesh, Vault
 from ron.services.balance.publishing.room import Publishing
+from ron.services.balance.readiness import ClusterReadiness
 from ron.services.balance.records import Records
 from ron.services.balance.sparing import ASK_AGAIN_S, Sparingly, Wanted
 from ron.services.balance.words import (
@@ -44,7 +45,7 @@ TOR_GRACE_S = 3.0
 # What is shown to the operator is put together so often, and when another leads.
 SHOW_S = 1.0
 LEAVING = "it is being stopped"
-_HEALTH = ("balance.leader", "balance.fit", "balance.split")
+NOT_HERE = "its node's config has no service of that name"
 _log = Logger(namespace="ron.balance")
 
 
@@ -88,7 +89,7 @@ class BalanceService(Service):
         self._reactor = reactor
         self._wishes = wishes
         self._visits = visits
-        self._health = health
+        self._readiness = ClusterReadiness(health, mesh.name)
         self._now_ms = now_ms
         self._masters_changed = masters_changed
         self._stands = stands
@@ -138,8 +139,7 @@ class BalanceService(Service):
             if call is not None and call.active():
                 call.cancel()
         self.conductor.stop()
-        for key in _HEALTH:
-            self._health.forget(key)
+        self._readiness.forget()
 
     def seconds(self) -> float:
         """By the clock that only goes on."""
@@ -170,7 +170,7 @@ class BalanceService(Service):
             self._read_book()
         cluster.members(self.mesh.members())
         cluster.services(self.records.all(), self.vault.holds() & self.records.served().keys())
-        cluster.head(self.head.report())
+        cluster.head(self._own_head())
         cluster.unable(self._unable())
         self._watch_links()
         standing = cluster.tick(now_s, self._now_ms())
@@ -179,6 +179,15 @@ class BalanceService(Service):
             self.conductor.act(standing)
             self._prepare(standing)
         return standing
+
+    def _own_head(self) -> HeadReport:
+        """With the addresses of the cluster of which this node has no target, and its head nothing to answer with."""
+        report, served = self.head.report(), self.records.served()
+        lacking = [name for name in self.records.all() if name not in served]
+        if not lacking or report.mode == "down":
+            return report
+        more = tuple(Failing(service=name, target=NOT_HERE) for name in sorted(lacking))
+        return msgspec.structs.replace(report, failing=(*report.failing, *more)[:MAX_SERVICES])
 
     def tell(self) -> None:
         """A beat to everybody, now; and the head's descriptor when it is a new one."""
@@ -240,18 +249,7 @@ class BalanceService(Service):
         return ""
 
     def _show(self, standing: Standing) -> None:
-        if standing.leader:
-            self._health.ok("balance.leader")
-        else:
-            self._health.degraded("balance.leader", standing.why or "no node can lead")
-        if standing.unfit and standing.leader != self.mesh.name:
-            self._health.degraded("balance.fit", f"this node could not lead: {standing.unfit}")
-        else:
-            self._health.ok("balance.fit")
-        if standing.rivals:
-            self._health.degraded("balance.split", f"{', '.join(standing.rivals)} lead too: the mesh is torn")
-        else:
-            self._health.ok("balance.split")
+        self._readiness.stands(standing, self.records.served())
         leader, shown_s = self._shown
         if leader != standing.leader or self.seconds() - shown_s >= SHOW_S:
             self._shown = standing.leader, self.seconds()
@@ -351,7 +349,7 @@ class BalanceService(Service):
     def _read_book(self) -> None:
         self._book_read = True
         members = self.mesh.members().keys()
-        self.cluster.orders(read_orders(self.mesh.book))
+        self.cluster.orders(read_orders(self.mesh.book, members))
         self.room.members(members)
         self._forget_all_but(members)
         self._put_right()

@@ -84,7 +84,9 @@ def _membership(view: BalanceView) -> Iterator[Metric]:
 def _services(view: BalanceView) -> Iterator[Metric]:
     labels = ["service"]
     ages = GaugeMetricFamily("balance_descriptor_age_seconds", "Of the older period; infinite: none", labels=labels)
-    heads = GaugeMetricFamily("balance_descriptor_heads", "Heads in the descriptor", labels=labels)
+    heads = GaugeMetricFamily("balance_descriptor_heads", "Heads in the published descriptor", labels=labels)
+    answering = GaugeMetricFamily("balance_heads_answering", "Heads whose targets for it answer", labels=labels)
+    failing = GaugeMetricFamily("balance_heads_failing", "Heads with a target for it that does not", labels=labels)
     missing = GaugeMetricFamily("balance_directories_missing", "Directories that do not hold it", labels=labels)
     there = GaugeMetricFamily("balance_signers", "Connected nodes with key or share", labels=labels)
     needed = GaugeMetricFamily("balance_signers_needed", "Of them, so many sign", labels=labels)
@@ -93,11 +95,13 @@ def _services(view: BalanceView) -> Iterator[Metric]:
         name = [service.name]
         ages.add_metric(name, max((one.age_s for one in service.publications), default=math.inf))
         heads.add_metric(name, len(service.heads))
+        answering.add_metric(name, service.answering)
+        failing.add_metric(name, len(service.failing))
         missing.add_metric(name, _missing(service))
         there.add_metric(name, len(service.holders))
         needed.add_metric(name, max(service.threshold, 1))
         epochs.add_metric(name, service.epoch)
-    yield from (ages, heads, missing, there, needed, epochs)
+    yield from (ages, heads, answering, failing, missing, there, needed, epochs)
 
 
 def _missing(service: ServiceView) -> int:

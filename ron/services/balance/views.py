@@ -14,6 +14,7 @@ from ron.crypto.frost.keys import GroupKey
 from ron.proto.balance import Beat, HeadReport, NodeName, Published, ServiceName
 from ron.proto.balanceviews import (
     BalanceView,
+    FailingView,
     GhostView,
     HeadView,
     LeaderView,
@@ -22,8 +23,11 @@ from ron.proto.balanceviews import (
     ServiceView,
 )
 from ron.services.balance.cluster import NodeView, Standing, State, read_orders
+from ron.services.balance.mesh.entries import STRIKE
+from ron.services.balance.mesh.vouching import Struck
 from ron.services.balance.ports import Member, Mesh, Peer, ServiceRecord
 from ron.services.balance.publishing.schedule import Found
+from ron.services.balance.readiness import refused
 from ron.services.balance.service import BalanceService
 
 REMOVED = "removed/"
@@ -43,7 +47,7 @@ class Keeps(Protocol):
 
 
 class _Seen(NamedTuple):
-    """What all parts of one view go by. mine: our own beat, as others would get it now."""
+    """What all parts of one view go by. mine: our own beat, as others would get it now. heads: in what is published."""
 
     standing: Standing
     members: Mapping[NodeName, Member]
@@ -51,11 +55,13 @@ class _Seen(NamedTuple):
     mine: Beat
     holds: frozenset[ServiceName]
     waiting: tuple[NodeName, ...]
+    heads: Mapping[ServiceName, tuple[NodeName, ...]]
 
 
 class Outlook:
     """Puts views together. cluster: its id in hex. holding: what directories had when last looked at. reachable: how
-    this node's own visits went. pace_s: how old a descriptor may become. now_s: Unix time.
+    this node's own visits went. pace_s: how old a descriptor may become. now_s: Unix time. refused: why the cluster
+    does not take this node, empty when it does; turned: who has turned it away all the same, and why.
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class Outlook:
         reachable: Callable[[ServiceName], bool | None],
         pace_s: Callable[[], float],
         now_s: Callable[[], float],
+        refused: Callable[[], str] = lambda: "",
+        turned: Callable[[], str] = lambda: "",
     ) -> None:
         self._service = service
         self._mesh: Mesh = service.mesh
@@ -77,6 +85,8 @@ class Outlook:
         self._reachable = reachable
         self._pace_s = pace_s
         self._now_s = now_s
+        self._refused = refused
+        self._turned = turned
 
     def view(self, standing: Standing) -> BalanceView:
         """How things stand. Never raises, whatever members have told or written."""
@@ -90,6 +100,7 @@ class Outlook:
             services=tuple(
                 self._of(name, record, seen) for name, record in sorted(self._service.records.all().items())
             ),
+            refused=self._refused(),
             roulette_until=self._roulette_until(),
             warnings=self._warnings(seen),
         )
@@ -115,7 +126,7 @@ class Outlook:
                 found.append(
                     GhostView(
                         node=name,
-                        since_s=None,
+                        since_s=self._since_s(standing.plan.out_since_s.get(name)),
                         why=standing.plan.left_out.get(name, ""),
                         sessions=head.sessions,
                         attacks=head.attacks,
@@ -126,15 +137,25 @@ class Outlook:
 
     # Parts of it
 
+    def _since_s(self, at_s: float | None) -> float | None:
+        return None if at_s is None else max(0.0, self._service.seconds() - at_s)
+
     def _look(self, standing: Standing) -> _Seen:
+        mine = self._service.cluster.beat(self._service.seconds())
         return _Seen(
             standing=standing,
             members=self._mesh.members(),
             peers=self._mesh.peers(),
-            mine=self._service.cluster.beat(self._service.seconds()),
+            mine=mine,
             holds=self._vault.holds(),
             waiting=self._vault.pending(),
+            heads=self._published(mine, standing),
         )
+
+    def _published(self, mine: Beat, standing: Standing) -> dict[ServiceName, tuple[NodeName, ...]]:
+        """Of each address the heads in the newest published descriptor that clients ask for."""
+        shown = {name: self._publications(name, mine, standing) for name in self._service.records.all()}
+        return {name: found[0].heads if found else () for name, found in shown.items()}
 
     def _names(self, seen: _Seen) -> list[NodeName]:
         gone = [key.removeprefix(REMOVED) for key in self._mesh.book.keys(REMOVED)]
@@ -153,7 +174,6 @@ class Outlook:
             return MemberView(name=name, number=0, addresses=(), connected=False, state="removed")
         standing, mine = seen.standing, name == self._mesh.name
         node, peer, beat = standing.nodes.get(name), seen.peers.get(name), self._beat(name, seen)
-        listed = name in standing.plan.listed
         return MemberView(
             name=name,
             number=member.number,
@@ -168,8 +188,10 @@ class Outlook:
             leads=beat is not None and beat.leads,
             hears=beat.hears if beat is not None else (),
             head=_head(beat.head) if beat is not None else None,
-            in_descriptor=listed,
-            out="" if listed else standing.plan.left_out.get(name, ""),
+            in_descriptor=any(name in heads for heads in seen.heads.values()),
+            published_in=tuple(sorted(service for service, heads in seen.heads.items() if name in heads)),
+            planned_in=tuple(service for service in sorted(seen.heads) if name in standing.plan.heads(service)),
+            out=standing.plan.left_out.get(name, ""),
             holds=tuple(sorted(seen.holds)) if mine else beat.services if beat is not None else (),
             approved=self._vault.is_approved(name),
             waiting=name in seen.waiting,
@@ -177,7 +199,9 @@ class Outlook:
 
     def _of(self, name: ServiceName, record: ServiceRecord, seen: _Seen) -> ServiceView:
         members = _members_of(record.group)
-        publications = self._publications(name, seen)
+        publications = self._publications(name, seen.mine, seen.standing)
+        plan = seen.standing.plan
+        failing = plan.failing.get(name, {})
         leads = seen.mine.leads and name in seen.holds
         age_s = max((each.age_s for each in publications), default=0.0)
         return ServiceView(
@@ -190,10 +214,19 @@ class Outlook:
             holders=tuple(sorted(self._holders(name, seen))),
             suspects=tuple(sorted(self._vault.suspects())) if members else (),
             heads=publications[0].heads if publications else (),
+            planned=plan.heads(name),
+            failing=tuple(FailingView(node=node, why=why) for node, why in sorted(failing.items())),
+            answering=len(self._heads_there(seen) - failing.keys()),
+            refusing=name in plan.refusing,
             publications=publications,
             next_publish_s=max(0.0, self._pace_s() - age_s) if leads else None,
             reachable=self._reachable(name),
         )
+
+    def _heads_there(self, seen: _Seen) -> set[NodeName]:
+        """Nodes whose head has its tor and an onion."""
+        heads = {name: self._head(name, seen) for name in seen.members}
+        return {name for name, head in heads.items() if head is not None and head.mode in ("serving", "ghost")}
 
     def _leader(self, seen: _Seen) -> LeaderView:
         standing, promote = seen.standing, read_orders(self._mesh.book).promote
@@ -225,11 +258,11 @@ class Outlook:
         there = {node for node, beat in beats.items() if beat is not None and name in beat.services}
         return there | ({self._mesh.name} if name in seen.holds else set())
 
-    def _publications(self, name: ServiceName, seen: _Seen) -> tuple[PublicationView, ...]:
+    def _publications(self, name: ServiceName, mine: Beat, standing: Standing) -> tuple[PublicationView, ...]:
         """The newest of each period that is due, whoever made it; of the one that clients ask for first."""
         told: dict[int, tuple[NodeName, Published, float]] = {}
-        heard = [(self._mesh.name, each, 0.0) for each in seen.mine.published]
-        for node, view in seen.standing.nodes.items():
+        heard = [(self._mesh.name, each, 0.0) for each in mine.published]
+        for node, view in standing.nodes.items():
             if view.beat is not None:
                 heard += [(node, each, view.silent_s or 0.0) for each in view.beat.published]
         for node, each, silent_s in heard:
@@ -286,11 +319,37 @@ class Outlook:
                     f"{name}: {there} of the {needed} nodes that have to sign are there; "
                     "what is published lives on as long as the key that signed it"
                 )
+            said += self._targets(name, seen.standing)
         said += [f"{node} signed wrongly: {why}" for node, why in sorted(self._vault.suspects().items())]
         if seen.standing.rivals:
             said.append(f"{', '.join(seen.standing.rivals)} lead as well: the mesh is torn")
+        said += self._asked_for(seen)
+        said += [turned] if (turned := self._turned()) else []
         said += [f"{name} waits for: ronctl balance approve {name}" for name in seen.waiting]
         return tuple(said)
+
+    def _asked_for(self, seen: _Seen) -> list[str]:
+        """Removals that too few members have asked for so far, of those that are members still."""
+        wanted: dict[NodeName, set[NodeName]] = {}
+        for key in self._mesh.book.keys(STRIKE):
+            struck, author = self._mesh.book.get(key, Struck), self._mesh.book.author_of(key)
+            member = seen.members.get(struck.name) if struck is not None else None
+            if struck is not None and member is not None and member.key == struck.key:
+                wanted.setdefault(struck.name, set()).add(author)
+        return [
+            f"{name} is to be removed, say {', '.join(sorted(by))}; others have to say so too: "
+            f"ronctl balance remove {name}"
+            for name, by in sorted(wanted.items())
+        ]
+
+    def _targets(self, name: ServiceName, standing: Standing) -> list[str]:
+        """Where the targets of an address do not answer, of those this node's config has."""
+        plan = standing.plan
+        if name not in self._service.records.served():
+            return []
+        if name in plan.refusing:
+            return [refused(name, standing)]
+        return [f"{name}: {node} is left out of it: {why}" for node, why in sorted(plan.failing.get(name, {}).items())]
 
 
 @lru_cache(maxsize=64)

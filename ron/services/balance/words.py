@@ -27,7 +27,9 @@ class PublishAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 def matters(beat: Beat) -> tuple[object, ...]:
     """Of another's beat: what the cluster acts on at once."""
-    return beat.fit, beat.leads, beat.head.mode, beat.head.healthy, beat.head.under_siege
+    head = beat.head
+    failing = tuple(each.service for each in head.failing)
+    return beat.fit, beat.leads, head.mode, head.healthy, failing, head.under_siege
 
 
 def news_in(beat: Beat) -> tuple[object, ...]:

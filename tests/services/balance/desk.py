@@ -24,6 +24,7 @@ from ron.proto.balanceviews import (
     MemberView,
     PublicationView,
     PublishAnswer,
+    RemoveAnswer,
     RouletteAnswer,
     ServiceView,
     TokenAnswer,
@@ -61,6 +62,8 @@ def member(number: int, **more: Any) -> MemberView:
         "hears": tuple(other for other in NODES if other != name),
         "head": head(number),
         "in_descriptor": True,
+        "published_in": ("main",),
+        "planned_in": ("main",),
         "holds": ("main",),
         "approved": True,
     }
@@ -73,7 +76,14 @@ def service(name: str = "main", **more: Any) -> ServiceView:
         PublicationView(period=20_001, revision=7, by="alpha", age_s=41.0, heads=NODES, taken=5, directories=6),
     )
     known = {"name": name, "onion": ONION, "mode": "threshold", "threshold": 2, "members": 3, "epoch": 1}
-    known |= {"holders": NODES, "heads": NODES, "publications": publications, "next_publish_s": 558.0}
+    known |= {
+        "holders": NODES,
+        "heads": NODES,
+        "planned": NODES,
+        "answering": 3,
+        "publications": publications,
+        "next_publish_s": 558.0,
+    }
     return ServiceView(**{**known, **more})
 
 
@@ -87,6 +97,7 @@ class MemoryDesk:
         self.leader = LeaderView(name="alpha", why="longest uptime", lease_left_s=12.5, claims=("alpha",))
         self.roulette_until: str | None = None
         self.token = 1
+        self.remove_by = 1
         self.calls: list[tuple[Any, ...]] = []
         self.keys: list[bytearray] = []
         self.refusal: Exception | None = None
@@ -147,7 +158,9 @@ class MemoryDesk:
         await self._note("siege", node, on, for_s)
         mode: Any = "ghost" if on else "serving"
         shown = head(NODES.index(self._member(node).name), mode=mode, under_siege=on)
-        return self._change(node, head=shown, in_descriptor=not on, out="under siege" if on else "")
+        listed = () if on else ("main",)
+        out = "under siege" if on else ""
+        return self._change(node, head=shown, in_descriptor=not on, published_in=listed, planned_in=listed, out=out)
 
     async def roulette(self, on: bool, for_s: int | None) -> RouletteAnswer:
         await self._note("roulette", on, for_s)
@@ -185,10 +198,13 @@ class MemoryDesk:
         await self._note("approve", name)
         return self._change(name, approved=True, waiting=False)
 
-    async def remove(self, name: NodeName) -> None:
+    async def remove(self, name: NodeName) -> RemoveAnswer:
         await self._note("remove", name)
         self._member(name)
+        if self.remove_by > 1:
+            return RemoveAnswer(name=name, removed=False, asked_by=("alpha",), needed=self.remove_by)
         del self.members[name]
+        return RemoveAnswer(name=name, asked_by=("alpha",))
 
     async def rotate_token(self) -> TokenAnswer:
         await self._note("token")

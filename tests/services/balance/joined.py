@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 
 from ron.crypto.hpke import PrivateKey, Suite
 from ron.kernel import HealthState, Metrics
-from ron.proto.balanceviews import InvitationAnswer, TokenAnswer
+from ron.proto.balanceviews import InvitationAnswer, RemoveAnswer, TokenAnswer
 from ron.proto.errors import RonError
 from ron.services.balance.canaries import Canaries
 from ron.services.balance.cluster import Cluster, Standing, Timing
@@ -59,11 +59,12 @@ class FakeGate:
         self._name = name
         self.refuses: RonError | None = None
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str) -> RemoveAnswer:
         if self.refuses is not None:
             raise self.refuses
         self._world.nodes[self._name].mesh.book.remove(name)
         self._world.hub.removed.add(name)
+        return RemoveAnswer(name=name)
 
     async def rotate_token(self) -> TokenAnswer:
         return TokenAnswer(version=2, told=())

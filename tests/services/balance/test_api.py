@@ -218,7 +218,8 @@ class Orders(Case):
 
     def test_members(self) -> None:
         self.assertTrue(self.post("/members/gamma/approve").body["approved"])
-        self.assertEqual(self.ask("DELETE", "/members/gamma", {}).body, {"name": "gamma", "removed": True})
+        removed = {"name": "gamma", "removed": True, "asked_by": ["alpha"], "needed": 1}
+        self.assertEqual(self.ask("DELETE", "/members/gamma", {}).body, removed)
         self.assertEqual(self.ask("DELETE", "/members/gamma", {}).status, 404)
         self.assertEqual(self.post("/leave").body, {"node": "alpha", "left": True})
 

@@ -87,7 +87,7 @@ class Cluster(Desk):
     def test_a_siege_for_a_while(self) -> None:
         world = self.world
         a, b = world.settled("ab", quiet_s=5)
-        self.assertFalse(world.done(b.desk.siege("a", True, 4)).in_descriptor)
+        self.assertEqual(world.done(b.desk.siege("a", True, 4)).planned_in, ())
         order = self.put(b, "siege/a", Siege)
         self.assertEqual((order.on, order.until_ms > 0), (True, True))
         world.pass_s(15.0)

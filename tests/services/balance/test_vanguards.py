@@ -45,6 +45,7 @@ class Head:
 class Node:
     def __init__(self, clock: Clock, book: Book) -> None:
         self.wanted = self.leads = True
+        self.trusted = {"a"}
         self.text = network(MIN_RELAYS)
         self.error: RonError | None = None
         self.head = Head()
@@ -55,6 +56,7 @@ class Node:
             self.head,
             wanted=lambda: self.wanted,
             leads=lambda: self.leads,
+            trusted=lambda name: name in self.trusted,
             relays=self.relays,
             now_s=lambda: NOW_S + clock.seconds(),
             rng=random.Random(7),
@@ -70,7 +72,9 @@ class Node:
 class Shared(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.book = Hub(self.clock).node("a").book
+        hub = Hub(self.clock)
+        self.book = hub.node("a").book
+        self.evil = hub.node("d").book
         self.leader, self.other = Node(self.clock, self.book), Node(self.clock, self.book)
         self.other.leads = False
 
@@ -137,6 +141,30 @@ class Shared(SynchronousTestCase):
         self.book.put(KEY, Guard(fingerprint="A" * 40, until_ms=1))
         self.start()
         self.assertEqual(self.other.head.told, [])
+
+    def test_a_set_of_a_member_that_does_not_lead_is_nobodys(self) -> None:
+        """It could be of relays of its own. The leader's stays, and is put right."""
+        self.start()
+        before = self.kept()
+        hostile = Guards(layer2=tuple(Guard(fingerprint=f"{n:040X}", until_ms=2**50) for n in range(LAYER2_NODES)))
+        self.evil.put(KEY, hostile)
+        self.clock.advance(1.0)
+        self.assertEqual((self.kept(), len(self.other.head.told)), (hostile, 1))
+        self.clock.advance(EVERY_S)
+        self.assertEqual((self.kept(), self.other.head.told), (before, [before.fingerprints()]))
+
+    def test_the_next_leader_keeps_the_set_under_its_own_name(self) -> None:
+        self.start()
+        before = self.kept()
+        self.leader.trusted = self.other.trusted = {"d"}
+        self.leader.guards.stop()
+        next_one = Node(self.clock, self.evil)
+        next_one.trusted = {"d"}
+        self.evil.take(self.book.entries)
+        next_one.guards._pinned = before
+        next_one.guards.start()
+        self.addCleanup(next_one.guards.stop)
+        self.assertEqual((self.evil.get(KEY, Guards), self.evil.author_of(KEY)), (before, "d"))
 
     def test_after_the_stop_nobody_is_told(self) -> None:
         self.start()

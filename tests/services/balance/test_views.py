@@ -15,6 +15,8 @@ from ron.proto.balance import Beat, HeadReport, Published
 from ron.proto.errors import RonError
 from ron.services.balance.cluster import NodeView, Plan, Promote, Roulette, Standing, State
 from ron.services.balance.mesh.codec import encode
+from ron.services.balance.mesh.seconding import strike_key
+from ron.services.balance.mesh.vouching import Struck
 from ron.services.balance.ports import ServiceRecord
 from ron.services.balance.publishing.schedule import PAUSES_S
 from tests.services.balance.hub import signing_key
@@ -257,6 +259,24 @@ class Truth(SynchronousTestCase):
         states = {member.name: member.state for member in self.view("b").members}
         self.assertEqual(states, {"a": "alive", "b": "alive", "c": "removed"})
         self.assertEqual(bytes(signing_key("b").verify_key), world.nodes["b"].mesh.me.key)
+
+    def test_a_removal_that_too_few_have_asked_for(self) -> None:
+        world = self.world
+        a, b = world.settled("ab")
+        struck = Struck(name="b", key=b.mesh.me.key, certificate=b"", proof=b"")
+        a.mesh.book.put(strike_key("b", struck.key, "a"), struck)
+        said = "b is to be removed, say a; others have to say so too: ronctl balance remove b"
+        self.assertEqual(self.view("a").warnings, (said,))
+        # of a key that it has no more nothing is said
+        old = msgspec.structs.replace(struck, key=bytes(32))
+        a.mesh.book.put(strike_key("b", struck.key, "a"), old)
+        self.assertEqual(self.view("a").warnings, ())
+
+    def test_a_node_that_is_refused(self) -> None:
+        world = self.world
+        (a,) = world.settled("a")
+        a.outlook._refused, a.outlook._turned = lambda: "removed", lambda: "b has turned this node away: twin"
+        self.assertEqual((self.view("a").refused, self.view("a").warnings[-1:]), ("removed", (a.outlook._turned(),)))
 
     def test_nobody_of_that_name(self) -> None:
         world = self.world

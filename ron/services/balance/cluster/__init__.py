@@ -13,6 +13,7 @@ from ron.services.balance.cluster.orders import (
     Promote,
     Roulette,
     Siege,
+    most_put_out,
     read_orders,
 )
 from ron.services.balance.cluster.publications import Reason
@@ -36,5 +37,6 @@ __all__ = [
     "State",
     "Timing",
     "leader",
+    "most_put_out",
     "read_orders",
 ]

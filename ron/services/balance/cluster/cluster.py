@@ -102,10 +102,6 @@ class Cluster:
         """The link to it broke."""
         self._members.gone(name, at_s)
 
-    def doubt(self, name: NodeName, why: str, now_s: float) -> None:
-        """What that leader told as published is not on the directories: it is passed over for a while."""
-        self._leases.doubt(name, why, now_s)
-
     # What this node knows
 
     def members(self, names: Iterable[NodeName]) -> None:
@@ -179,11 +175,15 @@ class Cluster:
         self._settle(now_s)
         promoted = self._orders.promoted(common_ms)
         passed, choice = self._choose(clocks, promoted, now_s)
-        plan = self._planner.plan(self._heads(now_s), self._orders, now_s=now_s, unix_ms=common_ms)
+        plan = self._planner.plan(
+            self._heads(now_s), self._orders, now_s=now_s, unix_ms=common_ms, services=self._services
+        )
         choice = self._hand_over(choice, plan, passed, now_s)
         self._leads = choice.name == self.me
         listed = {name: self._report(name).descriptor for name in plan.listed}
-        publish, urgent = self._agenda.tick(now_s, leads=self._leads, listed=listed, services=self._holds)
+        publish, urgent = self._agenda.tick(
+            now_s, leads=self._leads, listed=listed, services=self._holds, lists=plan.lists
+        )
         was = self.standing
         fitness, unfit = self._own_fitness()
         self.standing = Standing(

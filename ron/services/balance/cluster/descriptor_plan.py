@@ -1,20 +1,20 @@
-"""Which heads are in the master's descriptor, and why each other one is out.
+"""Which heads are in the masters' descriptors, and why each other one is out.
 
-In: how each head is, operators' orders, the time. Out: a `Plan`. Out at once, back after quiet; never empty while any
-head serves. A head serves all addresses of its cluster, so there is one plan for all of them.
+In: how each head is, the addresses, operators' orders, the time. Out: a `Plan`. Out at once, back after quiet; never
+empty while any head serves. A head serves all addresses of its cluster: flood and loss count for all of them, a target
+that does not answer only for the addresses that lead to it (`answering`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
-from ron.proto.balance import HeadReport, NodeName
+from ron.proto.balance import HeadReport, NodeName, ServiceName
+from ron.services.balance.cluster.answering import NO_ANSWER, UNSTEADY, Answering, Steadiness
 from ron.services.balance.cluster.orders import Orders
 from ron.services.balance.cluster.timing import Timing
-
-_MOST_FLAPS = 16
 
 
 class HeadSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,26 +25,36 @@ class HeadSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """listed: heads to be in the descriptor now. wanted: heads that are to serve, not ghosts; one is listed when it has
-    introduction points. left_out: why each other head is not listed."""
+    """listed: heads to be in any descriptor now. wanted: heads that are to serve, not ghosts; one is listed when it has
+    introduction points. left_out: why each other head is in none; out_since_s: since when, by the clock of the ticks.
+
+    lists: for each address those to be in its descriptor. failing: for each, heads whose targets do not answer for it,
+    and why. refusing: addresses for which no listed head's target answers: visitors are refused there.
+    """
 
     listed: tuple[NodeName, ...] = ()
     wanted: tuple[NodeName, ...] = ()
     left_out: Mapping[NodeName, str] = {}
+    out_since_s: Mapping[NodeName, float] = {}
+    lists: Mapping[ServiceName, tuple[NodeName, ...]] = {}
+    failing: Mapping[ServiceName, Mapping[NodeName, str]] = {}
+    refusing: tuple[ServiceName, ...] = ()
+
+    def heads(self, service: ServiceName) -> tuple[NodeName, ...]:
+        """Those to be in the descriptor of `service`; of one that was not asked about, all."""
+        return self.lists.get(service, self.listed)
 
 
 class _Watch:
-    """What is remembered of a head. sieged_s: under siege since. loud_s: last flooded. flaps: how often it broke."""
+    """What is remembered of a head. sieged_s: under siege since. loud_s: last flooded. out_s: out since."""
 
-    __slots__ = ("back_s", "flaps", "loud_s", "sieged_s", "well", "well_s")
+    __slots__ = ("loud_s", "out_s", "sieged_s", "steady")
 
     def __init__(self) -> None:
         self.sieged_s: float | None = None
         self.loud_s = float("-inf")
-        self.well = False
-        self.well_s = float("-inf")
-        self.flaps = 0
-        self.back_s = float("-inf")
+        self.out_s: float | None = None
+        self.steady = Steadiness()
 
 
 class Planner:
@@ -53,19 +63,35 @@ class Planner:
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         self._watches: dict[NodeName, _Watch] = {}
+        self._answering = Answering(timing)
         self._least_bad: tuple[NodeName, ...] = ()
         self._among: frozenset[NodeName] = frozenset()
 
-    def plan(self, heads: Mapping[NodeName, HeadSeen], orders: Orders, *, now_s: float, unix_ms: int) -> Plan:
-        """The decision now. heads: of all members. unix_ms: by the cluster's clock, for the orders."""
+    def plan(
+        self,
+        heads: Mapping[NodeName, HeadSeen],
+        orders: Orders,
+        *,
+        now_s: float,
+        unix_ms: int,
+        services: Collection[ServiceName] = (),
+    ) -> Plan:
+        """The decision now. heads: of all members. unix_ms: by the cluster's clock, for the orders. services: the
+        cluster's addresses; with none a head with a dead target is as good as broken."""
+        orders = orders.bounded(heads.keys(), unix_ms)
         self._watches = {name: self._watches.get(name) or _Watch() for name in heads}
-        out = {name: self._broken(name, seen, now_s) for name, seen in heads.items()}
+        out = {name: self._broken(name, seen, now_s, alone=not services) for name, seen in heads.items()}
+        there = {name: seen.report for name, seen in heads.items() if not out[name] and seen.report is not None}
+        failing = self._answering.failing(there, services, now_s)
+        for name in there:
+            out[name] = _fails_all(name, failing)
         # nobody is sent there, and there is nobody to keep out: the same onion goes on when it is whole again
         broken = frozenset(name for name, why in out.items() if why and not self._kept_out(name, orders, unix_ms))
-        whole = {name: seen.report for name, seen in heads.items() if not out[name] and seen.report is not None}
+        whole = {name: report for name, report in there.items() if not out[name]}
         for name, report in whole.items():
             out[name] = self._sieged(name, report, orders.under_siege(name, unix_ms), now_s)
         ready = frozenset(name for name, report in whole.items() if _ready(report))
+        serving = _any_serving(heads)
         clean = [name for name in sorted(whole) if not out[name]]
         turn = orders.turn(unix_ms, self._timing.roulette_s)
         drawn = draw(clean, turn)
@@ -75,33 +101,40 @@ class Planner:
             self._least_bad, self._among = (), frozenset()
         else:
             chosen = frozenset(self._bad_ones(whole, orders, unix_ms))
-            listed = (chosen & ready) or ready or _any_serving(heads)
+            listed = (chosen & ready) or ready or serving
             wanted |= chosen | listed
+        ordered = frozenset(name for name in whole if orders.under_siege(name, unix_ms))
+        lists = {name: _of(dead, listed, ready, ordered, serving) for name, dead in failing.items()}
+        wanted |= _called_back(failing, lists, whole.keys(), ordered)
+        listed = frozenset().union(*lists.values()) if lists else listed
         for name in clean:
             out[name] = "" if name in listed else "not drawn by the roulette" if name not in drawn else "not ready yet"
+        left_out = {name: why or "starting" for name, why in sorted(out.items()) if name not in listed}
         return Plan(
             listed=tuple(sorted(listed)),
             wanted=tuple(sorted(wanted | listed | broken)),
-            left_out={name: why or "starting" for name, why in sorted(out.items()) if name not in listed},
+            left_out=left_out,
+            out_since_s=self._since(left_out, now_s),
+            lists={name: tuple(sorted(found)) for name, found in lists.items()},
+            failing=failing,
+            refusing=tuple(name for name, found in lists.items() if found and found <= _dead_now(failing[name])),
         )
+
+    def _since(self, left_out: Collection[NodeName], now_s: float) -> dict[NodeName, float]:
+        found = {}
+        for name, watch in self._watches.items():
+            if name not in left_out:
+                watch.out_s = None
+            else:
+                watch.out_s = found[name] = now_s if watch.out_s is None else watch.out_s
+        return found
 
     def _kept_out(self, name: NodeName, orders: Orders, unix_ms: int) -> bool:
         return self._watches[name].sieged_s is not None or bool(orders.under_siege(name, unix_ms))
 
-    def _broken(self, name: NodeName, seen: HeadSeen, now_s: float) -> str:
+    def _broken(self, name: NodeName, seen: HeadSeen, now_s: float, *, alone: bool) -> str:
         """Why it cannot take visitors. One that breaks again and again waits longer each time it is whole again."""
-        watch, why = self._watches[name], _cannot(seen)
-        if why:
-            watch.flaps = min(watch.flaps + watch.well, _MOST_FLAPS)
-            watch.well = False
-            return why
-        if not watch.well:
-            watch.well, watch.well_s = True, now_s
-            pause_s = self._timing.steady_s * (2.0 ** max(watch.flaps - 1, 0) - 1)
-            watch.back_s = now_s + min(pause_s, self._timing.quiet_s)
-        if now_s - watch.well_s >= 2 * self._timing.quiet_s:
-            watch.flaps = 0
-        return "breaks again and again" if now_s < watch.back_s else ""
+        return self._watches[name].steady.judge(_cannot(seen, alone=alone), now_s, self._timing)
 
     def _sieged(self, name: NodeName, report: HeadReport, said: bool | None, now_s: float) -> str:
         """Out at once, by its own word, its rate or an order; back after `quiet_s` below half of the rate."""
@@ -157,12 +190,50 @@ def _enough(drawn: frozenset[NodeName], clean: frozenset[NodeName], ready: froze
     return got if 2 * len(got) >= len(drawn) and got else clean
 
 
-def _cannot(seen: HeadSeen) -> str:
+def _cannot(seen: HeadSeen, *, alone: bool) -> str:
     if seen.dead or seen.report is None:
         return seen.dead or "not heard"
     if seen.report.mode in ("starting", "down"):
         return seen.report.mode
-    return "" if seen.report.healthy else "its target does not answer"
+    return NO_ANSWER if alone and not seen.report.healthy else ""
+
+
+def _fails_all(name: NodeName, failing: Mapping[ServiceName, Mapping[NodeName, str]]) -> str:
+    """A head that answers for no address is as good as broken."""
+    found = [dead[name] for dead in failing.values() if name in dead]
+    return "; ".join(dict.fromkeys(found)) if found and len(found) == len(failing) else ""
+
+
+def _of(
+    dead: Mapping[NodeName, str],
+    listed: frozenset[NodeName],
+    ready: frozenset[NodeName],
+    ordered: frozenset[NodeName],
+    serving: frozenset[NodeName],
+) -> frozenset[NodeName]:
+    """The heads of one address: of those listed the ones that answer; or any that does, under siege or unsteady; or all
+    the same, for a refusal at once is clearer to a visitor than an address that is not found."""
+    answer = ready - dead.keys()
+    return listed & answer or answer - ordered or answer or serving - _dead_now(dead) or listed
+
+
+def _dead_now(dead: Mapping[NodeName, str]) -> frozenset[NodeName]:
+    return frozenset(name for name, why in dead.items() if why != UNSTEADY)
+
+
+def _called_back(
+    failing: Mapping[ServiceName, Mapping[NodeName, str]],
+    lists: Mapping[ServiceName, frozenset[NodeName]],
+    whole: Collection[NodeName],
+    ordered: frozenset[NodeName],
+) -> frozenset[NodeName]:
+    """Ghosts whose targets answer where those of all that serve do not."""
+    found: frozenset[NodeName] = frozenset()
+    for service, dead in failing.items():
+        if lists[service] <= _dead_now(dead):
+            able = frozenset(whole) - dead.keys()
+            found |= able - ordered or able
+    return found
 
 
 def _ready(report: HeadReport) -> bool:

@@ -37,7 +37,6 @@ class Leases:
         self._since_s = 0.0
         self._passed_s: dict[NodeName, float] = {}
         self._times: dict[NodeName, int] = {}
-        self._doubts: dict[NodeName, tuple[float, str]] = {}
 
     def chosen(self, name: NodeName, now_s: float) -> None:
         """It is the one to follow. Its first chance begins when it is chosen."""
@@ -59,19 +58,12 @@ class Leases:
         self._passed_s[name] = now_s
         self._times[name] = self._times.get(name, 0) + 1
 
-    def doubt(self, name: NodeName, why: str, now_s: float) -> None:
-        """Somebody looked: what it told as published is not there. For one interval of publishing."""
-        self._doubts[name] = (now_s + self._timing.publish_every_s, why)
-
     def against(self, name: NodeName, published_s: float | None, *, first: bool, now_s: float) -> str:
         """Why it is passed over, or nothing. first: it would be followed otherwise.
 
         One that is not wanted any more gets another chance when it is, but each time later: a member that is fit and
         unfit by turns must not have first chances without end.
         """
-        until_s, why = self._doubts.get(name, (now_s, ""))
-        if now_s < until_s:
-            return why
         passed_s = self._passed_s.get(name)
         if passed_s is None:
             return ""
@@ -86,4 +78,3 @@ class Leases:
         for name in names:
             self._passed_s.pop(name, None)
             self._times.pop(name, None)
-            self._doubts.pop(name, None)

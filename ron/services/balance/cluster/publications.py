@@ -74,14 +74,15 @@ class Agenda:
         self._changes = Changes(timing)
         self._told: dict[tuple[ServiceName, int], Told] = {}
         self._services: frozenset[ServiceName] = frozenset()
-        self._listed: dict[NodeName, str] = {}
+        # digests of the heads' descriptors, by address and head
+        self._listed: dict[tuple[ServiceName, NodeName], str] = {}
         self._due: frozenset[int] = frozenset()
         self._leads = False
         self._asked = False
         # of the last success, since this node leads; of the last try; of the one that is under way
-        self._done: dict[NodeName, str] | None = None
+        self._done: dict[tuple[ServiceName, NodeName], str] | None = None
         self._done_due: frozenset[int] = frozenset()
-        self._tried: dict[NodeName, str] = {}
+        self._tried: dict[tuple[ServiceName, NodeName], str] = {}
         self._tried_s = float("-inf")
         self._tried_asked = False
         self._under_way = False
@@ -140,19 +141,32 @@ class Agenda:
     # What follows
 
     def tick(
-        self, now_s: float, *, leads: bool, listed: Mapping[NodeName, str], services: Collection[ServiceName]
+        self,
+        now_s: float,
+        *,
+        leads: bool,
+        listed: Mapping[NodeName, str],
+        services: Collection[ServiceName],
+        lists: Mapping[ServiceName, Collection[NodeName]] | None = None,
     ) -> tuple[Reason, bool]:
         """What to publish for now, and whether it is urgent: a head is to be taken out.
 
-        listed: heads with their descriptors' digests. services: those that this node has key or share of.
+        listed: heads with their descriptors' digests. services: those that this node has key or share of. lists: which
+        of the heads are for which service; all of them where it does not say.
         """
         if self._under_way and now_s - self._tried_s > self._timing.publish_grace_s:
             self.ended(self._number, ok=False)
         if leads != self._leads:
             self._leads, self._done = leads, None
-        self._listed = self._changes.take(listed, now_s)
         self._services = frozenset(services)
-        if not self._listed or not self._services:
+        heads, of = self._changes.take(listed, now_s), lists or {}
+        self._listed = {
+            (service, name): heads[name]
+            for service in sorted(self._services)
+            for name in of.get(service, heads)
+            if name in heads
+        }
+        if not self._listed:
             self._owed_s = None
             return Reason.NONE, False
         if not leads:
@@ -166,6 +180,9 @@ class Agenda:
     def _wanted(self, now_s: float) -> Reason:
         if self._done is None:
             return Reason.NEW_LEADER
+        oldest_s = self.oldest_s()
+        if oldest_s is None:
+            return Reason.TOO_OLD
         # a try that failed may have left its heads with some directories
         if not self._done == self._tried == self._listed:
             return Reason.HEADS_CHANGED
@@ -173,10 +190,9 @@ class Agenda:
             return Reason.NEW_PERIOD
         if self._asked:
             return Reason.ASKED
-        oldest_s = self.oldest_s()
         every_s = self._timing.publish_every_s
         early_s = min(self._timing.publish_grace_s, every_s / 2)
-        return Reason.TOO_OLD if oldest_s is None or now_s - oldest_s >= every_s - early_s else Reason.NONE
+        return Reason.TOO_OLD if now_s - oldest_s >= every_s - early_s else Reason.NONE
 
     def _owe(self, reason: Reason, now_s: float) -> None:
         """A publication that is due for longer than the grace puts this node on the bench."""

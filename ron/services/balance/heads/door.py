@@ -1,12 +1,12 @@
 """What stands between a head's onion and its targets: sockets before those that are onions, and a probe for each.
 
-In: ports as in `[balance]`. Out: HiddenServicePort lines, whether all targets answer.
+In: the services' ports as in `[balance]`. Out: HiddenServicePort lines, and which services' targets do not answer.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint
 from txtorcon.socks import TorSocksEndpoint
 
 from ron.kernel.files import private_dir, socket_path
+from ron.proto.balance import Failing, ServiceName
 from ron.proto.errors import bad_request
 from ron.services.balance.heads.probe import (
     CONNECT_TIMEOUT_S,
@@ -28,9 +29,13 @@ from ron.services.balance.heads.probe import (
 from ron.services.balance.heads.proxy import Proxy
 from ron.services.balance.heads.targets import Target, read_targets, socket_name
 
+# As much as a beat has room for.
+MAX_SAID = 200
+
 
 class Door:
-    """told: called when a target begins or ceases to answer. refused: when a proxy has too many connections.
+    """services: their ports, by name. told: called when a target begins or ceases to answer. refused: when a proxy has
+    too many connections.
 
     Raises `RonError` for ports that cannot be, and for an onion without a SOCKS port to reach it by.
     """
@@ -40,7 +45,7 @@ class Door:
         reactor: Any,
         *,
         folder: Path,
-        ports: Sequence[str],
+        services: Mapping[ServiceName, Sequence[str]],
         socks_port: Callable[[], int] | None,
         told: Callable[[], None],
         refused: Callable[[], None],
@@ -51,17 +56,41 @@ class Door:
         self._refused = refused
         self._listening: list[IListeningPort] = []
         self._proxies: list[Proxy] = []
-        targets = read_targets(ports)
+        targets = read_targets(port for ports in services.values() for port in ports)
         if socks_port is None and any(target.kind == "onion" for target in targets):
             raise bad_request("a target is an onion, and there is no SOCKS port to reach it by", hint="balance.socks")
         self._onions = tuple(target for target in targets if target.kind == "onion")
         self.lines = tuple(self._line(target) for target in targets)
-        self._probes = [self._probe(target, told) for target in targets]
+        self._probes = {target: self._probe(target, told) for target in targets}
+        self._of = {name: read_targets(ports) for name, ports in services.items()}
 
     @property
     def healthy(self) -> bool | None:
         """All targets answer; None while that is not known."""
-        return all_healthy(self._probes)
+        return all_healthy(list(self._probes.values()))
+
+    def failing(self) -> tuple[Failing, ...]:
+        """The services of which a target does not answer, or has not answered yet."""
+        said = {name: [self._said(target) for target in targets] for name, targets in self._of.items()}
+        return tuple(
+            Failing(service=name, target="; ".join(filter(None, words))[:MAX_SAID])
+            for name, words in sorted(said.items())
+            if any(words)
+        )
+
+    def ports(self) -> dict[tuple[ServiceName, int], bool]:
+        """Whether each port's target answers, as far as that is known."""
+        return {
+            (name, target.onion_port): healthy
+            for name, targets in self._of.items()
+            for target in targets
+            if (healthy := self._probes[target].healthy) is not None
+        }
+
+    def _said(self, target: Target) -> str:
+        healthy = self._probes[target].healthy
+        how = "does not answer" if healthy is False else "has not answered yet"
+        return "" if healthy else f"port {target.onion_port}: {target} {how}"
 
     async def open(self) -> None:
         """Listen and probe. Raises `CannotListenError`."""
@@ -72,12 +101,12 @@ class Door:
             proxy = Proxy(self._reactor, partial(self._endpoint, target), refused=self._refused)
             self._proxies.append(proxy)
             self._listening.append(self._reactor.listenUNIX(str(path), proxy, mode=0o600))
-        for probe in self._probes:
+        for probe in self._probes.values():
             probe.start()
 
     async def close(self) -> None:
         """Neither any more."""
-        for probe in self._probes:
+        for probe in self._probes.values():
             probe.stop()
         for port in self._listening:
             with contextlib.suppress(OSError):

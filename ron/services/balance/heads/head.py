@@ -6,7 +6,7 @@ In: a tor that somebody else runs, master addresses, targets; `serve` and `ghost
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from txtorcon import TorControlProtocol
 
 from ron.kernel import HealthState, Metrics
 from ron.kernel.aio import within
-from ron.proto.balance import HeadDescriptor, HeadMode, HeadReport
+from ron.proto.balance import HeadDescriptor, HeadMode, HeadReport, ServiceName
 from ron.proto.errors import RonError
 from ron.services.balance.config import BalanceConfig
 from ron.services.balance.heads.door import Door
@@ -45,9 +45,9 @@ class TorHead:
     """A node's head. `start` once, `stop` once; `serve` is what it does until told otherwise.
 
     host, tor: who runs the tor, and its name there; the tor is this head's alone: no other onions from folders, no
-    RELOAD. folder: for keys and sockets, ours alone, readable by tor. masters: addresses to answer for. ports: as in
-    `[balance]`. socks_port: of a tor through which targets that are onions are reached. config: as it is now.
-    keep_key: the throw-away address is the same in each run. Raises `RonError` for ports that cannot be.
+    RELOAD. folder: for keys and sockets, ours alone, readable by tor. masters: addresses to answer for. services: their
+    ports as in `[balance]`, by name. socks_port: of a tor through which targets that are onions are reached. config: as
+    it is now. keep_key: the throw-away address is the same in each run. Raises `RonError` for ports that cannot be.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TorHead:
         tor: str,
         folder: Path,
         masters: Sequence[str],
-        ports: Sequence[str],
+        services: Mapping[ServiceName, Sequence[str]],
         config: Callable[[], BalanceConfig],
         metrics: Metrics,
         health: HealthState,
@@ -78,7 +78,7 @@ class TorHead:
         self._door = Door(
             reactor,
             folder=folder,
-            ports=ports,
+            services=services,
             socks_port=socks_port,
             told=self._tell,
             refused=self._figures.proxy_refused.inc,
@@ -138,6 +138,7 @@ class TorHead:
             onion=shown.onion if shown is not None else "",
             descriptor=digest(self.descriptor()),
             healthy=self._up and self._door.healthy is True,
+            failing=self._door.failing() if self._up else (),
             under_siege=self._siege.on,
             introductions_per_s=round(self._siege.rates.over(SHORT_S, self._reactor.seconds()), 2),
             sessions=self._onions.sessions() if self._up else 0,
@@ -257,7 +258,7 @@ class TorHead:
             _log.failure("the head could not be looked after", failure, event="balance_head_failed")
 
     def _mode(self) -> HeadMode:
-        if not self._up or self._door.healthy is False:
+        if not self._up:
             return "down" if self._was_up else "starting"
         if not self._serving:
             return "ghost"
@@ -266,7 +267,7 @@ class TorHead:
     def _tell(self) -> None:
         self._was_up = self._was_up or self._up
         report = self.report()
-        self._figures.show(report, self._onions.number)
+        self._figures.show(report, self._onions.number, self._door.ports())
         before, self._told = self._told, report
         if before is not None and _without_figures(before) == _without_figures(report):
             return
@@ -275,10 +276,14 @@ class TorHead:
             heard()
 
     def _show_health(self, report: HeadReport) -> None:
-        if report.mode in ("serving", "ghost"):
-            self._health.ok(HEALTH_KEY)
-        elif report.mode == "down":
-            self._health.degraded(HEALTH_KEY, "its tor has gone" if not self._up else "a target does not answer")
+        if report.mode == "down":
+            self._health.degraded(HEALTH_KEY, "its tor has gone")
+        elif report.mode in ("serving", "ghost"):
+            dead = "; ".join(f"{each.service}: {each.target}" for each in report.failing)
+            if dead:
+                self._health.degraded(HEALTH_KEY, dead)
+            else:
+                self._health.ok(HEALTH_KEY)
 
 
 class _Figures:
@@ -296,17 +301,25 @@ class _Figures:
         self._rate = Gauge("balance_head_introductions", "Introductions a second at this head", registry=registry)
         self._siege = Gauge("balance_head_under_siege", "1 while this head is under siege", registry=registry)
         self._onions = Gauge("balance_head_onions", "Onions of this head, shut ones included", registry=registry)
+        self._targets = Gauge(
+            "balance_target_up",
+            "1 while the target of a service's port answers this node",
+            ["service", "port"],
+            registry=registry,
+        )
 
-    def show(self, report: HeadReport, onions: int) -> None:
+    def show(self, report: HeadReport, onions: int, ports: Mapping[tuple[ServiceName, int], bool]) -> None:
         """As it is now."""
         self._sessions.set(report.sessions)
         self._rate.set(report.introductions_per_s)
         self._siege.set(report.under_siege)
         self._onions.set(onions)
+        for (service, port), answers in ports.items():
+            self._targets.labels(service, str(port)).set(answers)
 
 
 def _without_figures(report: HeadReport) -> tuple[object, ...]:
-    return report.mode, report.onion, report.descriptor, report.healthy, report.under_siege
+    return report.mode, report.onion, report.descriptor, report.healthy, report.failing, report.under_siege
 
 
 def _sorted(masters: Sequence[str]) -> tuple[str, ...]:

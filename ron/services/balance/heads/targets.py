@@ -1,6 +1,7 @@
 """Where a head sends its visitors: `80:127.0.0.1:8080`, `80:unix:/run/app.sock`, `80:<onion>:80`. Pure.
 
-In: the config's text. Out: targets, and HiddenServicePort lines.
+In: the config's text. Out: targets, and HiddenServicePort lines. A target is on this host, or an onion: what visitors
+say leaves their circuits in clear only here.
 """
 
 from __future__ import annotations
@@ -20,13 +21,24 @@ _PATH = re.compile(r"/[^\x00-\x20\x7f\"\\]{1,106}\Z")
 
 
 class Target(NamedTuple):
-    """`onion_port` of the head is answered there. where: an IP address, an onion, or a Unix socket's path; port: 0 for
-    the latter."""
+    """`onion_port` of the head is answered there. where: a loopback address, an onion, or a Unix socket's path; port: 0
+    for the latter."""
 
     onion_port: int
     kind: Literal["tcp", "unix", "onion"]
     where: str
     port: int = 0
+
+    def __str__(self) -> str:
+        """As people read it, in logs and on `/readyz` too: so much of an onion as tells it from others."""
+        if self.kind == "unix":
+            return f"unix:{self.where}"
+        host = f"{self.where[:8]}….onion" if self.kind == "onion" else self._host
+        return f"{host}:{self.port}"
+
+    @property
+    def _host(self) -> str:
+        return f"[{self.where}]" if ":" in self.where else self.where
 
     def line(self) -> str:
         """As HiddenServicePort has it; an onion is reached through a socket of ours and has no line."""
@@ -34,15 +46,14 @@ class Target(NamedTuple):
             raise ValueError("an onion is no target of tor's own")
         if self.kind == "unix":
             return f"{self.onion_port} unix:{self.where}"
-        host = f"[{self.where}]" if ":" in self.where else self.where
-        return f"{self.onion_port} {host}:{self.port}"
+        return f"{self.onion_port} {self._host}:{self.port}"
 
 
 def read_targets(texts: Iterable[str]) -> tuple[Target, ...]:
     """All of them, each once. Raises BadRequest for what is no target, Conflict when one port has two."""
     targets: dict[int, Target] = {}
     for text in texts:
-        target = _read(text)
+        target = read_target(text)
         if targets.setdefault(target.onion_port, target) != target:
             raise conflict(
                 f"port {target.onion_port} of the head would have two targets",
@@ -51,7 +62,8 @@ def read_targets(texts: Iterable[str]) -> tuple[Target, ...]:
     return tuple(targets.values())
 
 
-def _read(text: str) -> Target:
+def read_target(text: str) -> Target:
+    """One of them. Raises BadRequest."""
     port, _, rest = text.partition(":")
     kind, _, path = rest.partition(":")
     if kind == "unix":
@@ -66,11 +78,16 @@ def _read(text: str) -> Target:
 
 def _address(host: str, text: str) -> str:
     try:
+        found: ipaddress.IPv4Address | ipaddress.IPv6Address
         if host.startswith("[") and host.endswith("]"):
-            return str(ipaddress.IPv6Address(host[1:-1]))
-        return str(ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host))
+            found = ipaddress.IPv6Address(host[1:-1])
+        else:
+            found = ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         raise _no_target(text) from None
+    if not found.is_loopback:
+        raise bad_request(f"{text!r} leads off this host", hint="name a port of this host, a socket, or an onion")
+    return str(found)
 
 
 def _port(number: str, text: str) -> int:

@@ -14,6 +14,7 @@ from blake3 import blake3
 from nacl.signing import SigningKey
 
 from ron.proto.errors import RonError, backpressure, bad_request, conflict, too_large
+from ron.services.balance.mesh import seconding
 from ron.services.balance.mesh.codec import Unfit, decode, encode
 from ron.services.balance.mesh.entries import (
     MAX_VALUE_BYTES,
@@ -27,6 +28,7 @@ from ron.services.balance.mesh.entries import (
     is_signed_by,
     write,
 )
+from ron.services.balance.mesh.vouching import Struck
 from ron.services.balance.mesh.wire import Reason, Refused
 from ron.services.balance.ports import Member
 
@@ -35,7 +37,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 # no version to write with.
 _LEAP = 2**32
 # What may be taken after other entries have been.
-_IN_DOUBT = frozenset({"stranger", "stale"})
+_IN_DOUBT = frozenset({"stranger", "stale", "unseconded", "name_taken"})
 
 
 class _Key(msgspec.Struct):
@@ -48,7 +50,8 @@ def number_of(name: str, key: bytes) -> int:
 
 
 class LocalBook:
-    """One node's copy. entries: from our own disk. tell: given every entry that this node writes, for the others."""
+    """One node's copy. entries: from our own disk. needed: how many members have to agree on a removal. vouches: tells
+    whether a word for one is its author's. tell: given every entry that this node writes, for the others."""
 
     def __init__(
         self,
@@ -57,11 +60,17 @@ class LocalBook:
         signing: SigningKey,
         entries: Iterable[Entry] = (),
         *,
+        needed: int = 1,
+        vouches: seconding.Vouches | None = None,
         tell: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
         self.cluster = cluster
         self.author = author
         self.entries = Entries(entries)
+        self.needed = needed
+        # has no book yet, and takes the first that a member gives it
+        self.fresh = self.get(MEMBER + author, Member) is None
+        self._vouches = vouches
         self.tell = tell
         self._signing = signing
         self._heard: list[Callable[[str], None]] = []
@@ -76,6 +85,11 @@ class LocalBook:
     def keys(self, prefix: str) -> tuple[str, ...]:
         """`Book.keys`."""
         return tuple(entry.key for entry in self.entries if entry.value and entry.key.startswith(prefix))
+
+    def author_of(self, key: str) -> str:
+        """`Book.author_of`."""
+        entry = self.entries[key]
+        return entry.author if entry is not None and entry.value else ""
 
     def put(self, key: str, value: msgspec.Struct | None) -> None:
         """`Book.put`. Raises `RonError`: BadRequest for a key that is none, TooLarge, Busy (Backpressure) when the book
@@ -101,10 +115,21 @@ class LocalBook:
         # up to this writing itself: it may be by the one who leaves
         self.put(REMOVED + name, Removed(keys=(*known[-15:], member.key), before=self.entries.next_version()))
 
+    def strike(self, struck: Struck) -> frozenset[str]:
+        """Ask for a removal, in this node's name. Who has asked for it by now, this node too."""
+        if self.author not in self.asked_by(struck.name, struck.key):
+            self.put(seconding.strike_key(struck.name, struck.key, self.author), struck)
+        return self.asked_by(struck.name, struck.key)
+
+    def asked_by(self, name: str, key: bytes) -> frozenset[str]:
+        """Members that ask for the removal of `name` with this key."""
+        return seconding.asked_by(self.entries, name, key)
+
     def take(self, entries: Iterable[Entry], *, vouched: bool = False) -> list[tuple[Entry, Reason]]:
         """Others' writings: kept where later than what is here. Those that were refused, each with the reason.
 
-        vouched: whoever sent them has proved the cluster's token and is believed who the members are.
+        vouched: whoever sent them has proved the cluster's token and is believed who the members are; and who is none
+        any more, until this node has had a whole book (`fresh`).
         """
         waiting = sorted(entries, key=lambda entry: (not entry.key.startswith((MEMBER, REMOVED)), entry.version))
         believed = _members(waiting) if vouched else {}
@@ -116,7 +141,7 @@ class LocalBook:
             unknown: list[Entry] = []
             for entry in waiting:
                 try:
-                    if self._accept(entry, believed, changed):
+                    if self._accept(entry, believed, changed, 1 if vouched and self.fresh else self.needed):
                         changed.add(entry.key)
                 except Refused as problem:
                     if problem.reason in _IN_DOUBT:
@@ -135,7 +160,7 @@ class LocalBook:
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
-    def _accept(self, entry: Entry, believed: dict[str, bytes], changed: set[str]) -> bool:
+    def _accept(self, entry: Entry, believed: dict[str, bytes], changed: set[str], needed: int) -> bool:
         """Whether it is news. Raises `Refused`."""
         known = self.entries[entry.key]
         if known is not None and known.rank >= entry.rank:
@@ -144,6 +169,7 @@ class LocalBook:
         if entry.version > self._highest_but(entry.author) + _LEAP:
             raise Refused("stale", f"{entry.author} counts far ahead of all others")
         self._check_author(entry, believed)
+        seconding.check(entry, self.entries, needed, self._vouches)
         news = self.entries.merge(entry)
         if news and entry.key.startswith(REMOVED):
             changed |= self._drop_later(entry)

@@ -22,7 +22,7 @@ MAX_BY_AUTHOR = 512
 MAX_VALUE_BYTES = 4096
 # The highest version there can be; who is there cannot write any more, and is to be removed.
 MAX_VERSION = 2**53 - 1
-MEMBER, REMOVED, TOKEN = "member/", "removed/", "token"
+MEMBER, REMOVED, STRIKE, TOKEN = "member/", "removed/", "strike/", "token"
 _PREFIX = b"ron-mesh/1 entry\0"
 
 BookKey = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_./-]{0,99}\Z")]

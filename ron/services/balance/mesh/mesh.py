@@ -17,7 +17,6 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.internet.task import LoopingCall
-from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
 from ron.kernel.files import DirectoryLock
@@ -26,13 +25,13 @@ from ron.kernel.metrics import Metrics
 from ron.kernel.tls_listen import listen_tls
 from ron.proto.addresses import HostPort
 from ron.proto.balance import NodeName
-from ron.proto.errors import RonError, conflict, not_found, unavailable
+from ron.proto.errors import RonError, unavailable
 from ron.services.balance.mesh import sync
 from ron.services.balance.mesh.book import LocalBook
 from ron.services.balance.mesh.calls import packed_body
 from ron.services.balance.mesh.clocks import middle
 from ron.services.balance.mesh.dialling import Dialler, LinkFactory
-from ron.services.balance.mesh.entries import MEMBER, REMOVED, TOKEN
+from ron.services.balance.mesh.entries import MEMBER, REMOVED, STRIKE, TOKEN
 from ron.services.balance.mesh.files import NodeFiles
 from ron.services.balance.mesh.handlers import Handlers, for_rooms
 from ron.services.balance.mesh.link import Link
@@ -40,11 +39,13 @@ from ron.services.balance.mesh.meters import Meters
 from ron.services.balance.mesh.node import TWIN, AskTwin, Node
 from ron.services.balance.mesh.outbox import Item
 from ron.services.balance.mesh.peers import PeerStates
+from ron.services.balance.mesh.removals import Removals
 from ron.services.balance.mesh.roster import Roster, member_of
 from ron.services.balance.mesh.standing import Reporter, not_wanted, standing
 from ron.services.balance.mesh.tls import dialler_tls, listener_tls
-from ron.services.balance.mesh.tokens import new_token, notice_of
+from ron.services.balance.mesh.tokens import notice_of
 from ron.services.balance.mesh.voice import Voice
+from ron.services.balance.mesh.vouching import Vouching
 from ron.services.balance.ports import Book, Member, Peer
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -62,8 +63,9 @@ class MeshService(Service):
 
     files: of this node; held locked while it runs. listen: port 0 lets the system choose. advertise: where others
     reach it, `host:port`; none: where it listens. seeds: beside those of the files. socks: tor's port, for peers that
-    are onions. seal_key: this run's public X-Wing key. now: Unix seconds. on_end: called once if this node may not go
-    on (it was removed, or is a copy of another that runs); the error says what to do.
+    are onions. remove_by: so many members have to ask for a removal. seal_key: this run's public X-Wing key. now: Unix
+    seconds. on_end: called once if this node may not go on (it was removed, or is a copy of another that runs); the
+    error says what to do.
     Raises `RonError`: Conflict for a book that is damaged, BadRequest for a certificate that cannot be used.
     """
 
@@ -83,6 +85,7 @@ class MeshService(Service):
         now: Callable[[], float] = time.time,
         ping_s: float = PING_S,
         silence_s: float = SILENCE_S,
+        remove_by: int = 1,
         rng: random.Random | None = None,
     ) -> None:
         self.name: NodeName = files.name
@@ -107,9 +110,13 @@ class MeshService(Service):
         self._handlers = Handlers()
         self._meters = Meters(reactor, metrics, self._handlers)
         self._metrics = metrics
-        self._local = LocalBook(files.cluster, files.name, files.signing, files.read_book())
+        vouching = Vouching(files)
+        self._local = LocalBook(
+            files.cluster, files.name, files.signing, files.read_book(), needed=remove_by, vouches=vouching
+        )
         self.book: Book = self._local
         self._roster = Roster(self._local)
+        self._removals = Removals(self._local, self._roster, files, vouching, self.me.key)
         self._sync = sync.Sync(
             reactor, self, self._local, files, self._meters, is_vouched=lambda name: name not in self._roster.members()
         )
@@ -197,6 +204,7 @@ class MeshService(Service):
             self._local.put(MEMBER + self.name, self.me)
             self._local.put(TOKEN, notice_of(self._files.token))
             self._files.keep_book(tuple(self._local.entries))
+            self._local.fresh = False
         self._files.founded()
 
     async def _stop(self) -> None:
@@ -260,33 +268,35 @@ class MeshService(Service):
     # -- for operators ----------------------------------------------------------------------------------------------
 
     @property
+    def refused(self) -> str:
+        """Why the cluster does not take this node, which runs alone then; empty: it does, or nobody has said."""
+        return self._reporter.refused
+
+    @property
+    def turned(self) -> str:
+        """Who has turned this node away though it has its place; empty: nobody."""
+        node = self._node
+        turned = node.turned if node is not None and not self.refused else None
+        return (
+            f"{node.turned_by} has turned this node away: {turned}" if node is not None and turned is not None else ""
+        )
+
+    @property
     def drift_s(self) -> float | None:
         """How far the others' clocks are ahead of ours, their median; None while unknown."""
         return middle(peer.drift_s for peer in self.peers().values())
 
-    async def remove(self, name: NodeName) -> None:
-        """Strike `name` off the roster: its links end on every node, and the token is another. Itself: leave.
+    async def remove(self, name: NodeName) -> frozenset[NodeName]:
+        """Strike `name` off the roster: its links end on every node, and the token is another. Itself: leave. Who has
+        asked for it by now; while they are fewer than `remove_by` that is all that happens.
 
         Raises `RonError`: NotFound for no member, Conflict when this node is none itself.
         """
-        if name not in self._roster.members():
-            raise not_found(f"there is no member {name}")
-        self._refuse_strangers()
-        self._local.remove(name)
-        if name != self.name:
-            await self.rotate_token()
+        return await self._removals.remove(name)
 
     async def rotate_token(self) -> int:
         """A new token; the old one is void for joins from now on. Its version. Raises `RonError` (Conflict)."""
-        self._refuse_strangers()
-        token = new_token(self._files.token.version + 1)
-        await deferToThread(self._files.keep_token, token)
-        self._local.put(TOKEN, notice_of(token))
-        return token.version
-
-    def _refuse_strangers(self) -> None:
-        if not self._roster.is_member(self.name, self.me.key):
-            raise conflict("this node is no member of the cluster", hint="look at ronctl balance status")
+        return await self._removals.rotate_token()
 
     # -- within -----------------------------------------------------------------------------------------------------
 
@@ -303,6 +313,8 @@ class MeshService(Service):
             self._sync.fetch_token()
         if key.startswith((MEMBER, REMOVED)):
             self._look_at_roster()
+        if key.startswith(STRIKE) and self.running:
+            self._removals.complete()
 
     def _look_at_roster(self) -> None:
         """Links for the members, none for others; and is this node one still?"""

@@ -66,8 +66,9 @@ class Node:
         self.voice = voice
         self.peers = peers
         self.calls = Calls(reactor, handlers, self.send)
-        # the last time that somebody turned us away, or could not be believed to be of the cluster
+        # the last time that somebody turned us away, or could not be believed to be of the cluster; and who that was
         self.turned: Refused | None = None
+        self.turned_by = ""
         self._reactor = reactor
         self._book = book
         self._roster = roster
@@ -142,6 +143,8 @@ class Node:
         self._welcome_member(link)
         if link.over:
             return
+        if link.name == self.turned_by:
+            self.turned, self.turned_by = None, ""
         old = self.peers.up(link)
         if old is not None:
             old.close()
@@ -207,8 +210,8 @@ class Node:
         if isinstance(problem, Turned):
             self._turned(name, problem)
             return
-        if problem.reason == "wrong_token":
-            self.turned = problem
+        if problem.reason == "wrong_token" and not self._roster.is_member(self.voice.name, self.voice.key):
+            self.turned, self.turned_by = problem, name
         self._meters.refused(name, problem.reason, problem.detail)
 
     # -- now and then -----------------------------------------------------------------------------------------------
@@ -297,7 +300,7 @@ class Node:
         _log.info("{peer} has joined", event="mesh_joined", peer=claim.name)
 
     def _turned(self, name: str, problem: Turned) -> None:
-        self.turned = problem
+        self.turned, self.turned_by = problem, name
         _log.warn(
             "{peer} has turned us away: {reason} {detail}",
             event="mesh_turned_away",

@@ -13,13 +13,17 @@ from ron.services.balance.mesh.roster import hint_of
 from ron.services.balance.mesh.wire import Reason, Refused
 
 HEALTH_KEY = "balance.mesh"
+# What no patience mends: the cluster does not take this node as it is.
+FINAL: frozenset[Reason] = frozenset({"removed", "wrong_token", "name_taken", "number_taken", "other_cluster", "twin"})
 
 
 class Standing(NamedTuple):
-    """A verdict, and why it is not `ok`."""
+    """A verdict, and why it is not `ok`. refused: the same reason, when it is that the cluster does not take this
+    node: it runs on, alone."""
 
     verdict: Literal["ok", "degraded", "missing"]
     reason: str = ""
+    refused: str = ""
 
 
 def standing(
@@ -27,14 +31,15 @@ def standing(
 ) -> Standing:
     """ended: it may not go on. turned: the last refusal at another's door. others: members beside this node."""
     if ended is not None:
-        return Standing("missing", ended.one_line())
-    if not is_member:
-        if turned is None:
-            return Standing("missing", "this node has not joined yet: no seed has let it in")
-        return Standing("missing", not_wanted(turned.reason, turned.detail).one_line())
+        return Standing("missing", ended.one_line(), ended.one_line())
+    if not is_member and turned is None:
+        return Standing("missing", "this node has not joined yet: no seed has let it in")
+    if turned is not None and (not is_member or (turned.reason in FINAL and others and not connected)):
+        said = not_wanted(turned.reason, turned.detail).one_line()
+        return Standing("missing", said, said)
     if others and not connected:
-        said = f"; {turned.reason} ({turned.detail})" if turned is not None else ""
-        return Standing("degraded", f"none of the {others} other nodes is connected{said}")
+        words = f"; {turned.reason} ({turned.detail})" if turned is not None else ""
+        return Standing("degraded", f"none of the {others} other nodes is connected{words}")
     return Standing("ok")
 
 
@@ -49,6 +54,11 @@ class Reporter:
     def __init__(self, health: HealthState) -> None:
         self._health = health
         self._told: Standing | None = None
+
+    @property
+    def refused(self) -> str:
+        """As `Standing.refused`, of the last report."""
+        return self._told.refused if self._told is not None else ""
 
     def report(self, found: Standing) -> None:
         """How it stands now."""

@@ -163,17 +163,20 @@ class Sync:
 
     async def _pull(self, peer: str) -> None:
         entries: list[Entry] = []
-        more = True
+        more, whole = True, False
         try:
             while more and len(entries) <= MAX_ENTRIES:
                 after = entries[-1].key if entries else ""
                 page = await self._mesh.call(peer, PULL, Pull(after), Page, deadline_s=CALL_S)
                 entries += page.entries
                 more = page.more and bool(page.entries) and page.entries[-1].key > after
+            whole = True
         except RonError as error:
             _log.debug("no book of {peer}: {problem}", event="mesh_pull_failed", peer=peer, problem=error.one_line())
         # half a book is good too
         self._take(peer, entries)
+        if whole:
+            self._book.fresh = False
 
     def _take(self, sender: str, entries: Iterable[Entry]) -> None:
         for entry, reason in self._book.take(entries, vouched=self._is_vouched(sender)):

@@ -36,6 +36,7 @@ Reason = Literal[
     "other_cluster",
     "too_long",
     "removed",
+    "unseconded",
     "wrong_token",
     "name_taken",
     "number_taken",

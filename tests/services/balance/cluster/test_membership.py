@@ -144,11 +144,6 @@ class Passing(SynchronousTestCase):
             now_s += 1.0
         self.assertLess(len(chances), 9)
 
-    def test_a_doubt_holds_for_an_interval(self) -> None:
-        self.leases.doubt("a", "not on the directories", 100.0)
-        self.assertEqual(self.against(699.0, 699.0), "not on the directories")
-        self.assertEqual(self.against(699.0, 700.0), "")
-
     @given(st.lists(st.tuples(st.floats(0, 1e5), st.booleans(), st.booleans()), max_size=30))
     def test_a_fresh_publication_always_clears(self, acts: list[tuple[float, bool, bool]]) -> None:
         for at_s, passes, first in acts:

@@ -32,6 +32,9 @@ class Dictionary:
     def keys(self, prefix: str) -> tuple[str, ...]:
         return tuple(sorted(key for key in self.values if key.startswith(prefix)))
 
+    def author_of(self, key: str) -> str:
+        return "a" if key in self.values else ""
+
     def put(self, key: str, value: msgspec.Struct | None) -> None:
         raise NotImplementedError
 
@@ -63,6 +66,36 @@ class Reading(SynchronousTestCase):
         orders = read_orders(book)
         self.assertEqual((orders.promoted(NOW_MS), orders.under_siege("c", NOW_MS)), ("b", True))
         self.assertIsNone(orders.under_siege("b", NOW_MS))
+        self.assertEqual(orders.by, {"c": "a"})
+
+    def test_a_book_full_of_orders_hides_none(self) -> None:
+        many = {f"siege/a{number:03}": raw(Siege()) for number in range(200)}
+        book = Dictionary({**many, "siege/z": raw(Siege())})
+        self.assertEqual(set(read_orders(book, ("a", "z")).siege), {"z"})
+
+
+class Bounded(SynchronousTestCase):
+    """What one member's orders do to the others' heads."""
+
+    def left(self, by: dict[str, str], members: str, **orders: Siege) -> set[str]:
+        siege = {node: orders.get(node, Siege()) for node in by}
+        return set(Orders(siege=siege, by=by).bounded(members, NOW_MS).siege)
+
+    def test_one_member_leaves_fewer_than_half_of_the_others_out(self) -> None:
+        self.assertEqual(self.left(dict.fromkeys("bc", "a"), "abc"), {"b"})
+        self.assertEqual(self.left(dict.fromkeys("bcde", "a"), "abcde"), {"b", "c"})
+        # of two there is no most of them
+        self.assertEqual(self.left({"b": "a"}, "ab"), {"b"})
+
+    def test_of_itself_it_may_say_what_it_likes_and_so_may_others(self) -> None:
+        self.assertEqual(self.left({"a": "a", "b": "a", "c": "c"}, "abc"), {"a", "b", "c"})
+        self.assertEqual(self.left({"b": "a", "c": "b"}, "abc"), {"b", "c"})
+
+    def test_what_holds_no_more_counts_for_nothing(self) -> None:
+        over, off = Siege(until_ms=1), Siege(on=False)
+        self.assertEqual(self.left(dict.fromkeys("bcd", "a"), "abcd", b=over), {"b", "c"})
+        self.assertEqual(self.left(dict.fromkeys("bcd", "a"), "abcd", b=off), {"b", "c"})
+        self.assertEqual(self.left(dict.fromkeys("bxc", "a"), "abc"), {"b", "x"})
 
 
 class Holding(SynchronousTestCase):

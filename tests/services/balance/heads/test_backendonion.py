@@ -68,7 +68,7 @@ class TorHeadTests(SynchronousTestCase):
             tor="head",
             folder=Path(self.mktemp()),
             masters=[ONION],
-            ports=ports,
+            services={"main": ports},
             config=BalanceConfig,
             metrics=Metrics(),
             health=HealthState(),

@@ -26,6 +26,8 @@ class TargetsTests(SynchronousTestCase):
             "80:127.0.0.1",
             "80:example.org:80",
             "80:999.0.0.1:80",
+            "80:10.0.0.1:80",
+            "80:[fd00::1]:80",
             "80:[::1:80",
             "80:[127.0.0.1]:80",
             "80:unix:run/app.sock",

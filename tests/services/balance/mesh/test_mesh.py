@@ -12,6 +12,7 @@ from ron.proto.addresses import HostPort
 from ron.proto.errors import ErrorCode
 from ron.services.balance.mesh.files import NodeFiles, accept, invitation
 from ron.services.balance.mesh.handshake import Refusal
+from ron.services.balance.mesh.wire import Refused
 from tests.services.balance.mesh.cluster import CA, ClusterTest, Note, Running, raises
 from tests.services.balance.mesh.socks import SocksPort
 
@@ -158,6 +159,37 @@ class Roster(ClusterTest):
         c.mesh.book.put("siege/c", Note(text="new"))
         await self.until(lambda: a.mesh.book.get("siege/c", Note) == Note(text="new"), "its writings count")
 
+    async def test_removed_while_it_was_away_it_says_so(self) -> None:
+        """Its own book does not know; the others do, and the reason is theirs."""
+        a, b, c = await self.three()
+        await self.stop(c)
+        await a.mesh.remove("c")
+        await self.until(lambda: b.files.token.version == 2, "a new token")
+        c = await self.again(c)
+        await self.until(lambda: "removed" in c.why_not_ready(), "told")
+        self.assertIn("balance.mesh", c.health.snapshot().missing)
+        self.assertEqual(c.why_not_ready(), c.mesh.refused)
+        self.assertIn("a new invitation", c.mesh.refused)
+        self.assertEqual(("", ""), (a.mesh.refused, a.mesh.turned))
+
+    async def test_one_that_turns_it_away_is_not_the_cluster(self) -> None:
+        """Two do: they may be of another mind for a moment. It is ready, and says who."""
+        a, b, c = await self.three()
+
+        def refuse(name: str, _key: bytes, **_proved: bool) -> None:
+            if name == "c":
+                raise Refused("removed", name, fatal=True)
+
+        b.mesh._roster.refuse = refuse  # type: ignore[method-assign]
+        for link in b.mesh._node.peers.state("c").links:
+            link.close()
+        await self.until(lambda: "b has turned this node away: removed" in c.mesh.turned, "said")
+        self.assertEqual(("", {"a"}), (c.mesh.refused, c.connected()))
+        self.assertNotIn("balance.mesh", c.health.snapshot().missing)
+        del b.mesh._roster.refuse  # type: ignore[attr-defined]
+        await self.until(lambda: self.meshed(a, b, c), "of one mind again")
+        self.assertEqual("", c.mesh.turned)
+
     async def test_leaving(self) -> None:
         a, b, c = await self.three()
         await c.mesh.remove("c")
@@ -175,6 +207,7 @@ class Roster(ClusterTest):
         c = self.run_node(late)
         await self.until(lambda: "invitation" in c.why_not_ready(), "told what to do")
         self.assertEqual(({"a", "b"}, set()), (set(a.mesh.members()), c.connected()))
+        self.assertIn("wrong_token", c.mesh.refused)
         await self.stop(c)
         shutil.rmtree(twice.directory)
         d = self.join(a, "d")
