@@ -157,7 +157,7 @@ class Config(SynchronousTestCase):
         (self.folder / "ron-metrics.cap").write_text("token\n")
         done = self.check()
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        self.assertIn("2 rule files found", done.stdout)
+        self.assertIn("3 rule files found", done.stdout)
 
     def test_without_the_capability_it_says_so(self) -> None:
         done = self.check()

@@ -1,7 +1,7 @@
-"""`ronctl audit`: is the onion runtime's audit log whole, and what does it say. Asks no daemon.
+"""`ronctl audit`: is an audit log whole, and what does it say. Asks a daemon only where its URL is given.
 
-In: a log, whose rotated files are found beside it. Out: how many records hold and the hash of the last, or the first
-that does not; the records as lines.
+In: a log of the onion runtime, whose rotated files are found beside it, or one of the key service (`audit_kms`). Out:
+how many records hold and the hash of the last, or the first that does not; the records as lines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import click
 import msgspec
 
-from ron.ctl.node import home, json_option, print_json
+from ron.ctl import audit_kms
+from ron.ctl.node import cap_option, home, json_option, print_json
 from ron.ctl.plain import plain_text
 from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
 from ron.services.oniond.audit import MAX_LINE, Record, Verdict, audit_files
@@ -29,36 +30,62 @@ _file = click.Path(path_type=Path)
 
 @click.group("audit")
 def audit() -> None:
-    """The audit log of the onion runtime and its federation: who did what that cannot be undone.
+    """The audit logs of the onion runtime, its federation and the key service: who did what that cannot be undone.
 
     \b
     Examples:
       ronctl audit verify
       ronctl audit show -n 20
       ronctl audit verify --head 9c1f…
+      ronctl audit verify /var/lib/ron/kms-audit --key kms.vkeys
     """
 
 
 @audit.command("verify")
-@click.argument("files", nargs=-1, type=_file, metavar="[FILE]...")
-@click.option("--head", metavar="HASH", help="A hash noted earlier, which must still be in the log.")
+@click.argument("places", nargs=-1, metavar="[FILE|DIR|URL]...")
+@click.option("--head", metavar="HASH", help="A hash noted earlier, which must still be in the log FILE.")
+@click.option("--key", "key", type=_file, metavar="FILE", help="Of DIR or URL: the verifier keys that are trusted.")
+@click.option("--checkpoint", type=_file, metavar="FILE", help="Of DIR or URL: one noted earlier, which must hold.")
+@click.option("--save", type=_file, metavar="FILE", help="Of a URL that is whole: note its checkpoint there.")
+@cap_option
 @json_option
 @click.pass_context
-def verify(context: click.Context, files: tuple[Path, ...], head: str | None, as_json: bool) -> None:
+def verify(
+    context: click.Context,
+    places: tuple[str, ...],
+    head: str | None,
+    key: Path | None,
+    checkpoint: Path | None,
+    save: Path | None,
+    cap: str | None,
+    as_json: bool,
+) -> None:
     """Is every record there, in its place and as it was written? Exit code 1 when one is not.
 
-    FILE is a log, its older files (FILE.1 …) are read with it.  [$RON_HOME/audit/oniond.jsonl]
-
-    The chain has no key. Whoever can write the log can make all of it anew, or take its end away: note the head that
+    FILE is a log of the onion runtime, its older files (FILE.1 …) are read with it.  [$RON_HOME/audit/oniond.jsonl]
+    Its chain has no key. Whoever can write the log can make all of it anew, or take its end away: note the head that
     this prints where they cannot write, and give it as --head later.
+
+    DIR is a log of the key service, URL a key service that shows its own. Each record, each root and each checkpoint's
+    signatures are checked against --key, a file of verifier keys, one a line; an empty line between two sets. Who
+    holds those keys can still sign another history: note a checkpoint and give it as --checkpoint later.
 
     \b
     Examples:
       ronctl audit verify && echo whole
       ronctl audit verify --json | jq -r '.logs[0].head' > /mnt/elsewhere/oniond.head
       ronctl audit verify --head "$(cat /mnt/elsewhere/oniond.head)"
+      ronctl audit verify /var/lib/ron/kms-audit --key kms.vkeys
+      ronctl audit verify https://kms.internal:9446 --key kms.vkeys --save today.note --checkpoint yesterday.note
     """
-    logs = _logs(files)
+    if any(map(audit_kms.is_meant, places)):
+        if len(places) > 1 or head is not None:
+            raise bad_request("a log of the key service is checked by itself, and has no --head", "--checkpoint FILE")
+        wanted = audit_kms.Wanted(places[0], key, checkpoint, save, cap)
+        context.exit(audit_kms.check(wanted, as_json=as_json))
+    if key is not None or checkpoint is not None or save is not None:
+        raise bad_request("--key, --checkpoint and --save are for a log of the key service", "name its DIR or URL")
+    logs = _logs(tuple(map(Path, places)))
     if head is not None and not _HEAD.match(head):
         raise bad_request("--head is 64 characters of 0-9 and a-f", "as `ronctl audit verify` prints it")
     if head is not None and len(logs) > 1:

@@ -1,43 +1,29 @@
 """The control endpoint: health, status, drain and config over gRPC, for those who steer many nodes (docs/control.rst).
 
-In: an address, the node's bus, capabilities and health. Out: `ron.control.v1` and `grpc.health.v1` on that address. The
-listener is ours, with our limits and, where others may reach it, our TLS; gRPC answers behind it on a Unix socket in a
-private folder.
+In: an address, the node's bus, capabilities and health. Out: `ron.control.v1` and `grpc.health.v1` on that address.
 """
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted.internet.defer import maybeDeferred
-from twisted.internet.interfaces import IProtocolFactory, IReactorUNIX
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
-from twisted.protocols.portforward import ProxyClientFactory, ProxyServer
-from twisted.python.failure import Failure
 
 from ron.auth import Authority
 from ron.kernel import Bus, HealthState, Metrics
-from ron.kernel.config import ConfigError
-from ron.kernel.files import private_dir, socket_path
-from ron.nodes.listeners import BoundSocket
+from ron.nodes.rpcfront import RpcListener, imported
 from ron.proto.addresses import HostPort
-from ron.proto.errors import ErrorCode, RonError
 
 if TYPE_CHECKING:
     from ron.nodes.grpc.server import RpcServer
     from ron.web import Edge
 
 KEY = "api.grpc_addr"
-SOCKET = "grpc.sock"
 LISTENER = "grpc"
-MAX_CONNECTIONS = 64
-# What the extra brings, as their modules are called.
-_EXTRA = ("grpc", "grpc_health", "google")
+SOCKET = f"{LISTENER}.sock"
 _log = Logger(namespace="ron.control")
 
 
@@ -58,13 +44,8 @@ class ControlRuntime(Protocol):
         ...
 
 
-class ControlServer:
-    """Bound at once, so that a taken port is known before anything is started; answers between `start` and `stop`.
-
-    behind_tls: puts TLS 1.3 with ALPN `h2` around the listener; without it `address` must be loopback. Raises
-    `RonError`: `ConfigError` on an address for others without TLS, Unsupported without the extra `grpc`,
-    StoreUnavailable on a taken port.
-    """
+class ControlServer(RpcListener):
+    """As `RpcListener`. Raises `RonError` as that does, and Unsupported without the extra `grpc`."""
 
     def __init__(
         self,
@@ -73,138 +54,18 @@ class ControlServer:
         *,
         behind_tls: Callable[[IProtocolFactory], IProtocolFactory] | None = None,
     ) -> None:
-        if behind_tls is None and not address.is_loopback:
-            raise ConfigError(f"{address} is for others, too, and without TLS", key=KEY, hint="use 127.0.0.1")
-        self._runtime = runtime
-        self._make = _extra()
-        self._path = _socket_path(runtime.home)
-        self._behind_tls = behind_tls
-        self._bound = BoundSocket(address, KEY)
-        self._server: RpcServer | None = None
-        self._front: _Front | None = None
-        self._port: Any = None
-        self.address = self._bound.address
+        make = imported(_load, KEY)
+        super().__init__(
+            runtime, address, lambda path: make(runtime, path), key=KEY, name=LISTENER, behind_tls=behind_tls
+        )
 
     def start(self) -> None:
         """Answer. Raises `RonError` when gRPC cannot."""
-        self._server = self._make(self._runtime, self._path)
-        self._server.start()
-        self._front = _Front(self._runtime, self._path)
-        factory = cast(IProtocolFactory, self._front)
-        if self._behind_tls is not None:
-            factory = self._behind_tls(factory)
-        family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
-        self._port = self._runtime.reactor.adoptStreamPort(self._bound.fileno(), family, factory)
+        super().start()
         _log.info("the control endpoint is at {address}", event="control_up", address=str(self.address))
 
-    async def stop(self) -> int:
-        """Take no more calls, finish those under way, hang up. Returns how many calls were cut off.
 
-        The reactor must still run: gRPC's threads end with its help.
-        """
-        cut_off = 0
-        if self._port is not None:
-            await maybeDeferred(self._port.stopListening)
-        self._bound.close()
-        if self._server is not None:
-            cut_off = await self._server.stop(self._runtime.drain_s)
-        if self._front is not None:
-            self._front.hang_up()
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
-        return cut_off
+def _load() -> type[RpcServer]:
+    from ron.nodes.grpc.server import RpcServer
 
-
-class _Front(Factory["_Connection"]):
-    """What accepts: hands each connection to gRPC, at most `MAX_CONNECTIONS` at a time."""
-
-    noisy = False
-
-    def __init__(self, runtime: ControlRuntime, path: Path) -> None:
-        self.reactor: IReactorUNIX = runtime.reactor
-        self.path = path
-        self.connections: set[_Connection] = set()
-        self.gauge = runtime.metrics.open_connections.labels(LISTENER)
-        self._rejected = runtime.metrics.rejected.labels("connections")
-
-    def buildProtocol(self, _addr: object) -> _Connection | None:
-        """A connection, or none when there are enough."""
-        if len(self.connections) >= MAX_CONNECTIONS:
-            self._rejected.inc()
-            return None
-        connection = _Connection()
-        connection.factory = self
-        return connection
-
-    def hang_up(self) -> None:
-        """On everybody."""
-        for connection in list(self.connections):
-            connection.transport.abortConnection()
-
-
-class _Inward(ProxyClientFactory):
-    """The half of a connection that leads to gRPC."""
-
-    noisy = False
-
-
-class _Connection(ProxyServer):
-    """One client's connection and its other half to gRPC; either end takes the other with it."""
-
-    factory: _Front  # type: ignore[assignment]
-    transport: Any
-
-    def __init__(self) -> None:
-        self._early: list[bytes] = []
-
-    def connectionMade(self) -> None:
-        """Nothing is read before there is somebody to read it to."""
-        front = self.factory
-        front.connections.add(self)
-        front.gauge.set(len(front.connections))
-        self.transport.pauseProducing()
-        client = _Inward()
-        client.setServer(self)
-        front.reactor.connectUNIX(str(front.path), cast(Any, client))
-
-    def setPeer(self, peer: Any) -> None:
-        """The other half is there."""
-        super().setPeer(peer)
-        early, self._early = self._early, []
-        for some in early:
-            peer.transport.write(some)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Inward. TLS gives out what it had read before it was paused: one read at most."""
-        if self.peer is None:
-            self._early.append(data)
-        else:
-            super().dataReceived(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The client has gone."""
-        front = self.factory
-        front.connections.discard(self)
-        front.gauge.set(len(front.connections))
-        super().connectionLost(reason)
-
-
-def _extra() -> Callable[[ControlRuntime, Path], RpcServer]:
-    """What answers; imported only now, for gRPC is large and an extra."""
-    try:
-        from ron.nodes.grpc.server import RpcServer
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise RonError(
-            ErrorCode.UNSUPPORTED,
-            f"{KEY} needs gRPC, which is not installed",
-            hint=f'pip install "rustyonions[grpc]", or leave {KEY} empty',
-        ) from None
     return RpcServer
-
-
-def _socket_path(home: Path) -> Path:
-    path = socket_path(private_dir(home / "run") / SOCKET)
-    path.unlink(missing_ok=True)  # of a process that was killed
-    return path

@@ -16,6 +16,7 @@ from ron.services.rules import (
     check_balance,
     check_balanced,
     check_expose,
+    check_kms_daemon,
     check_node,
     check_omnigate,
     check_onion,
@@ -23,7 +24,7 @@ from ron.services.rules import (
     check_tls,
     loopback,
 )
-from ron.services.schemas import AppSection, BalancedConfig, NodeConfig, OmnigateConfig, OniondConfig
+from ron.services.schemas import AppSection, BalancedConfig, KmsDaemonConfig, NodeConfig, OmnigateConfig, OniondConfig
 from ron.services.sections import AdminSection, E2ESection, LogSection, NodeSection
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "AppSection",
     "BalancedConfig",
     "E2ESection",
+    "KmsDaemonConfig",
     "LogSection",
     "NodeConfig",
     "NodeSection",
@@ -41,6 +43,7 @@ __all__ = [
     "check_balance",
     "check_balanced",
     "check_expose",
+    "check_kms_daemon",
     "check_node",
     "check_omnigate",
     "check_onion",
@@ -56,11 +59,14 @@ SCHEMAS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "ron-node": (NodeConfig, check_node),
     "ron-oniond": (OniondConfig, check_oniond),
     "ron-balance": (BalancedConfig, check_balanced),
+    "ron-kms": (KmsDaemonConfig, check_kms_daemon),
     "omnigate": (OmnigateConfig, check_omnigate),
 }
 
 
 _OF_NODES = frozenset({"node", "gateway", "mailbox", "edge", "e2e", "api", "security", "federation"})
+# at the top of no other daemon's file
+_OF_KMS = frozenset({"bind_addr", "metrics_addr", "service", "pq", "audit", "backends", "entropy_time", "governance"})
 
 
 def home_directory() -> Path:
@@ -70,10 +76,13 @@ def home_directory() -> Path:
 
 def daemon_of(tables: dict[str, Any]) -> str:
     """Whose config this is: `[oniond]` or `[tenancy]` are omnigate's, `[balance]` without a node's own services
-    ron-balance's, `[[apps]]` or `[admin]` ron-oniond's. Any other is ron-node's.
+    ron-balance's, `bind_addr`, `[service]` or `[pq]` ron-kms's, `[[apps]]` or `[admin]` ron-oniond's. Any other is
+    ron-node's.
     """
     if "oniond" in tables or "tenancy" in tables:
         return "omnigate"
+    if _OF_KMS & tables.keys():
+        return "ron-kms"
     if "balance" in tables and not _OF_NODES & tables.keys():
         return "ron-balance"
     return "ron-oniond" if "apps" in tables or "admin" in tables else "ron-node"

@@ -6,7 +6,7 @@ In: a daemon's config. Out: (key, sentence) for each such key that is set.
 from __future__ import annotations
 
 from ron.kernel.config import has_key, value_at
-from ron.services.schemas import BalancedConfig, NodeConfig, OmnigateConfig, OniondConfig
+from ron.services.schemas import BalancedConfig, KmsDaemonConfig, NodeConfig, OmnigateConfig, OniondConfig
 
 # key → the value that means what is built, and what happens instead of any other
 _KEYS: dict[str, tuple[object, str]] = {
@@ -24,22 +24,32 @@ _KEYS: dict[str, tuple[object, str]] = {
     "edge.prefetch": ((), "fetching is not built yet: nothing is fetched ahead"),
     "edge.rate_limit_rps": (None, "fetching is not built yet: there is nothing to limit"),
     "edge.rate_limit_burst": (None, "fetching is not built yet: there is nothing to limit"),
+    "grpc_addr": ("", "not built yet: nothing listens there"),
+    "kms.grpc_addr": ("", "not built yet: nothing listens there"),
+    "idle_timeout": (60_000, "not built yet: read_timeout ends idle connections"),
+    "kms.idle_timeout": (60_000, "not built yet: read_timeout ends idle connections"),
+    "limits.verify_cache_max": (262_144, "not built yet: all public halves are remembered"),
+    "kms.limits.verify_cache_max": (262_144, "not built yet: all public halves are remembered"),
+    "observability.correlation_id_mode": ("uuidv7", "not built yet: ids that we make are UUIDv7"),
+    "kms.observability.correlation_id_mode": ("uuidv7", "not built yet: ids that we make are UUIDv7"),
     "oniond.autoscale": (None, "not built yet: the number of backends does not follow the load"),
 }
 
 
-def not_built(config: NodeConfig | OniondConfig | BalancedConfig | OmnigateConfig) -> tuple[tuple[str, str], ...]:
+def not_built(
+    config: NodeConfig | OniondConfig | BalancedConfig | KmsDaemonConfig | OmnigateConfig,
+) -> tuple[tuple[str, str], ...]:
     """Keys of `config` that are set to something that is not built, each with what happens instead."""
     found = [
         (key, sentence)
         for key, (built, sentence) in _KEYS.items()
         if has_key(type(config), key) and value_at(config, key) != built
     ]
-    if not isinstance(config, BalancedConfig):
+    if isinstance(config, NodeConfig | OniondConfig | OmnigateConfig):
         found += _idle_federation(config)
     if isinstance(config, OmnigateConfig):
         found.insert(0, ("oniond", "an Omnigate is not built yet: its config is checked, and no daemon runs it"))
-    elif config.onion.amnesia and config.observability.otel_endpoint:
+    elif value_at(config, "onion.amnesia") and value_at(config, "observability.otel_endpoint"):
         found.append(("observability.otel_endpoint", "amnesia keeps its traces to itself: nothing is exported"))
     return tuple(found)
 

@@ -12,12 +12,14 @@ from pathlib import PurePosixPath
 from ron.kernel.config import ConfigError
 from ron.proto.addresses import HostPort, parse_host_port
 from ron.proto.errors import RonError
-from ron.services.balance.config import BalanceConfig, BalancedService, balanced_port
+from ron.services.balance.config import BalanceConfig, BalancedService
+from ron.services.balance.heads.targets import Target, read_target
 from ron.services.edge.config import EdgeConfig
 from ron.services.gateway.config import Expose
+from ron.services.kms.rules import check_kms
 from ron.services.mailbox.config import MailboxConfig
 from ron.services.oniond.config import FEDERATION_APP, OnionConfig
-from ron.services.schemas import BalancedConfig, NodeConfig, OmnigateConfig, OniondConfig
+from ron.services.schemas import BalancedConfig, KmsDaemonConfig, NodeConfig, OmnigateConfig, OniondConfig
 from ron.services.sections import (
     DosConfig,
     FederationConfig,
@@ -46,6 +48,12 @@ def check_node(config: NodeConfig) -> None:
     check_federated_onion(config.federation, config.onion, [config.onion.app])
     if config.balance.enabled:
         check_balance(config.balance, config.onion)
+    if config.kms.enabled:
+        check_kms(config.kms, "kms.")
+        if config.onion.amnesia and not config.kms.service.amnesia:
+            raise ConfigError(
+                "the node keeps nothing, and its keys would stay", key="kms.service.amnesia", hint="set it to true"
+            )
     if config.node.profile == "micronode" and not config.onion.embedded:
         raise ConfigError("a micronode embeds its onion runtime", key="onion.embedded", hint="set it to true")
 
@@ -72,6 +80,16 @@ def check_balanced(config: BalancedConfig) -> None:
     check_dos(config.dos)
     check_onion(config.onion, config.log, config.profiling)
     check_balance(config.balance, config.onion)
+
+
+def check_kms_daemon(config: KmsDaemonConfig) -> None:
+    """Rules across keys. Raises `ConfigError`."""
+    check_kms(config)
+    check_addresses([("metrics_addr", config.metrics_addr)])
+    if config.metrics_addr == config.bind_addr and not config.metrics_addr.endswith(":0"):
+        raise ConfigError("is the same address as bind_addr", key="metrics_addr", hint="choose another port")
+    if config.service.amnesia:
+        check_forgetful(config.log, config.profiling)
 
 
 def check_omnigate(config: OmnigateConfig) -> None:
@@ -144,8 +162,12 @@ def check_onion(onion: OnionConfig, log: LogSection, profiling: ProfilingConfig)
             key="onion.relay_labels",
             hint="leave it out: labels are for relays of our own",
         )
-    if not onion.amnesia:
-        return
+    if onion.amnesia:
+        check_forgetful(log, profiling)
+
+
+def check_forgetful(log: LogSection, profiling: ProfilingConfig) -> None:
+    """What amnesia forbids every daemon. Raises `ConfigError`."""
     if log.to == "file":
         raise ConfigError("amnesia writes no log file", key="log.to", hint='set it to "memory" or "stderr"')
     if profiling.enabled:
@@ -227,6 +249,7 @@ def check_balance(balance: BalanceConfig, onion: OnionConfig) -> None:
         raise ConfigError("there is nothing to balance", key="balance.services", hint="add [[balance.services]]")
     for index, service in enumerate(balance.services):
         _check_balanced_service(service, [other.name for other in balance.services[:index]], index)
+    _check_one_target_a_port(balance.services)
     if balance.suspect_ms < 3 * balance.beat_ms:
         hint = f"{3 * balance.beat_ms} or more"
         raise ConfigError("one lost beat must not be a dead node", key="balance.suspect_ms", hint=hint)
@@ -264,14 +287,29 @@ def _check_balanced_service(service: BalancedService, others: Sequence[str], ind
     for number, port in enumerate(service.ports):
         where = f"{key}.ports[{number}]"
         try:
-            onion_port = balanced_port(port).onion_port
-        except ValueError as error:
-            raise ConfigError(f"{port!r}: {error}", key=where, hint="write 80:127.0.0.1:8080") from None
+            onion_port = read_target(port).onion_port
+        except RonError as error:
+            raise ConfigError(error.message, key=where, hint=error.hint or "write 80:127.0.0.1:8080") from None
         if onion_port in seen:
             raise ConfigError(f"{onion_port} is there twice", key=where, hint="remove one of them")
         seen.add(onion_port)
     if service.clients:
         _check_clients(service.clients, key)
+
+
+def _check_one_target_a_port(services: Sequence[BalancedService]) -> None:
+    """A node has one head for all its addresses, and a port of it leads to one place. Raises `ConfigError`."""
+    taken: dict[int, tuple[Target, str]] = {}
+    for index, service in enumerate(services):
+        for number, port in enumerate(service.ports):
+            target, key = read_target(port), f"balance.services[{index}].ports[{number}]"
+            known, where = taken.setdefault(target.onion_port, (target, key))
+            if known != target:
+                raise ConfigError(
+                    f"port {target.onion_port} leads to {target} here and to {known} in {where}",
+                    key=key,
+                    hint="a node has one head for all its services: give them different ports, or one target",
+                )
 
 
 def _check_clients(clients: Sequence[str], key: str) -> None:

@@ -7,7 +7,7 @@ Order: correlation id → room for it → capability → gate → DTO → handle
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -44,6 +44,7 @@ class Call:
     """What a handler knows of the call besides its body.
 
     capability: the verified one, None on public endpoints. corr_id: the caller's `X-Corr-ID` or a new UUIDv7.
+    query: what follows the path's `?`, as it came.
     """
 
     corr_id: str
@@ -51,6 +52,15 @@ class Call:
     path: str
     peer: str
     capability: Capability | None = None
+    query: Mapping[bytes, Sequence[bytes]] = field(default_factory=dict)
+
+    def asked(self, name: str) -> str | None:
+        """The last value of a query parameter, or None. Raises BadRequest for one that is not UTF-8."""
+        values = self.query.get(name.encode("ascii"))
+        try:
+            return values[-1].decode("utf-8") if values else None
+        except UnicodeDecodeError:
+            raise bad_request(f"{name} is not UTF-8", "percent-encode UTF-8 bytes") from None
 
     def require(self, name: str, value: str) -> None:
         """Refuse (403) a capability narrowed to another `name` than `value`; see `Capability.require`."""
@@ -79,7 +89,8 @@ class Endpoint:
 
     path: segments, `<name>` for a parameter (`/v1/ack/<msg_id>`); `<path:name>` takes the rest (not for hot ones).
     scope: what a capability must cover; None makes the endpoint public. enforces: resource caveats the handler checks.
-    body: the DTO, a `msgspec.Struct` with `forbid_unknown_fields`. hot: skip Klein's routing, for measured hot routes.
+    body: the DTO, a `msgspec.Struct` with `forbid_unknown_fields`. bare: the body may be left out.
+    hot: skip Klein's routing, for measured hot routes.
     deadline_s: the handler is cancelled after that and the caller told `Timeout`.
     writes: it changes what is stored; refused first when the promise burns, and while a store is down.
     gate: it may ask for proof of work. waits: a long poll or as long as its caller wishes; it takes no place among what
@@ -98,6 +109,7 @@ class Endpoint:
     gate: bool = False
     waits: bool = False
     vital: bool = False
+    bare: bool = False
 
 
 @dataclass(slots=True)
@@ -175,7 +187,8 @@ class BoundEndpoint:
     def _start(self, turn: _Turn, params: dict[str, str]) -> Any:
         spec, edge, request = self.spec, self.edge, turn.request
         path = request.path.decode("ascii", "replace")
-        call = Call(turn.corr_id, spec.method, path, getattr(request.client, "host", None) or "")
+        peer = getattr(request.client, "host", None) or ""
+        call = Call(turn.corr_id, spec.method, path, peer, query=request.args or {})
         if spec.scope is not None:
             wanted = Wanted(spec.scope, spec.method, path, spec.enforces)
             call.capability = turn.capability = edge.authority.admit(bearer(request), wanted)
@@ -183,7 +196,7 @@ class BoundEndpoint:
             edge.gate(call, request, spec)
         body = request.body()
         turn.moved_bytes = len(body)
-        if spec.body is None and not body:
+        if not body and (spec.body is None or spec.bare):
             return spec.handler(call, **params)
         return spec.handler(call, self._dto(body, request), **params)
 

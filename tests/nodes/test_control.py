@@ -28,7 +28,7 @@ from ron.kernel.restarts import RestartPolicy
 from ron.kernel.supervisor import Supervisor
 from ron.kernel.tls import ServerTls
 from ron.kernel.tls_listen import wrap_tls
-from ron.nodes import control
+from ron.nodes import control, rpcfront
 from ron.nodes.board import Steering
 from ron.nodes.control import ControlServer
 from ron.nodes.grpc import control_pb2 as pb
@@ -558,7 +558,7 @@ class Life(WithControl):
         ControlServer(self.process, server.address)._bound.close()
 
     async def test_connections_are_bounded(self) -> None:
-        self.patch(control, "MAX_CONNECTIONS", 2)
+        self.patch(rpcfront, "MAX_CONNECTIONS", 2)
         server = self.start()
         wires = [socket.create_connection(server.address) for _ in range(3)]
         for wire in wires:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ron.kernel.config import convert, parse
-from ron.services.configs import SCHEMAS, BalancedConfig, NodeConfig, OmnigateConfig, OniondConfig
+from ron.services.configs import SCHEMAS, BalancedConfig, KmsDaemonConfig, NodeConfig, OmnigateConfig, OniondConfig
 
 ETC = Path(__file__).parents[2] / "etc"
 EXPOSE = [{"local": "127.0.0.1:9080", "onion_port": 80}, {"local": "127.0.0.1:9410", "onion_port": 9410}]
@@ -25,11 +25,12 @@ def full(schema: type[Any], **sections: Any) -> dict[str, Any]:
 
 TLS = {"certificate": "a.crt", "key": "a.key", "client_ca": "ca.crt", "clients": ["ron://node/desk"]}
 AUTOSCALE = {"circuits_p95": 200, "connect_ms_p95": 1200}
-SERVICES = [{"name": "main", "ports": ["80:127.0.0.1:8080"]}, {"name": "shop", "ports": ["80:unix:/run/shop.sock"]}]
+SERVICES = [{"name": "main", "ports": ["80:127.0.0.1:8080"]}, {"name": "shop", "ports": ["81:unix:/run/shop.sock"]}]
 FULL = {
     "ron-node": full(NodeConfig, gateway={"expose": EXPOSE, "tls": TLS}, balance={"services": SERVICES}),
     "ron-oniond": full(OniondConfig, apps=APPS, admin={"tls": TLS}),
     "ron-balance": full(BalancedConfig, balance={"services": SERVICES}, admin={"tls": TLS}),
+    "ron-kms": full(KmsDaemonConfig, service={"multi_backends": ["file", "inmem"]}),
     "omnigate": full(
         OmnigateConfig, oniond={"autoscale": AUTOSCALE}, gateway={"expose": EXPOSE, "tls": TLS}, admin={"tls": TLS}
     ),
@@ -78,6 +79,7 @@ def examples() -> dict[str, dict[str, Any]]:
 
 def daemon_by_name(name: str) -> str:
     daemons = {"oniond.toml": "ron-oniond", "omnigate.toml": "omnigate", "balance.toml": "ron-balance"}
+    daemons["ron-kms.toml"] = "ron-kms"
     return daemons.get(name, "ron-node")
 
 

@@ -251,8 +251,19 @@ class Clusters(SynchronousTestCase):
             self.refused("balance.services[0].ports[0]", services=[{"name": "main", "ports": [port]}])
         twice = ["80:127.0.0.1:1", "80:unix:/run/x"]
         self.refused("balance.services[0].ports[1]", services=[{"name": "main", "ports": twice}])
-        fine = [f"80:{PEER}:80", "81:unix:/run/app.sock", "82:127.0.0.1:8082"]
+        fine = [f"80:{PEER}:80", "81:unix:/run/app.sock", "82:127.0.0.1:8082", "83:[::1]:8083", "84:localhost:8084"]
         check("ron-balance", {"balance": {"services": [{"name": "main", "ports": fine}]}})
+
+    def test_a_port_leads_to_one_place(self) -> None:
+        """A node has one head for all its addresses."""
+        one, two = {"name": "main", "ports": ["80:127.0.0.1:8080"]}, {"name": "shop", "ports": ["81:unix:/run/a"]}
+        other = {"name": "blog", "ports": ["81:unix:/run/a", "80:127.0.0.1:8081"]}
+        self.refused("balance.services[2].ports[1]", services=[one, two, other])
+        error = self.assertRaises(ConfigError, check, "ron-balance", {"balance": {"services": [one, two, other]}})
+        self.assertIn("balance.services[0].ports[0]", error.message)
+        # two ways to write one target
+        other["ports"] = ["80:localhost:8080", "81:unix:/run/a"]
+        check("ron-balance", {"balance": {"services": [one, two, other]}})
 
     def test_clients_are_keys(self) -> None:
         """One that is none would be left out, and the address be published for nobody."""

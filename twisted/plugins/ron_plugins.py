@@ -11,6 +11,9 @@ ron_oniond = ServiceMaker(
 ron_balance = ServiceMaker(
     "RustyOnions balance node", "ron.nodes.balance", "One node of a cluster behind one onion address.", "ron-balance"
 )
+ron_kms = ServiceMaker(
+    "RustyOnions key service", "ron.nodes.kms", "Custody of keys, hybrid signatures, an audit log.", "ron-kms"
+)
 ron_tornet = ServiceMaker(
     "RustyOnions private Tor network", "ron.nodes.tornet", "A private Tor network on loopback.", "ron-tornet"
 )

@@ -1,6 +1,6 @@
-"""`grpc.health.v1`, so that anybody's probe can ask whether the node is ready.
+"""`grpc.health.v1`, so that anybody's probe can ask whether the process is ready.
 
-In: the node's readiness. Out: Check for the node (the empty name) and for the control service itself. Watch answers
+In: its readiness. Out: Check for the process (the empty name) and for the service it stands beside. Watch answers
 UNIMPLEMENTED, as the protocol allows.
 """
 
@@ -9,9 +9,7 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ron.nodes.grpc.rpcs import SERVICE
-
-_NODE = ""
+_PROCESS = ""
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
@@ -21,11 +19,12 @@ class HealthService(health_pb2_grpc.HealthServicer):
     client that goes away meanwhile needs the same lock, and then the reactor stands still for good.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, service: str) -> None:
+        self._service = service
         self._ready = False
 
     def tell(self, *, ready: bool) -> None:
-        """The node is ready, or is not."""
+        """The process is ready, or is not."""
         self._ready = ready
 
     def Check(
@@ -33,8 +32,8 @@ class HealthService(health_pb2_grpc.HealthServicer):
     ) -> health_pb2.HealthCheckResponse:
         """How `request.service` is at present."""
         states = health_pb2.HealthCheckResponse
-        if request.service == _NODE:
+        if request.service == _PROCESS:
             return states(status=states.SERVING if self._ready else states.NOT_SERVING)
-        if request.service != SERVICE:
+        if request.service != self._service:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return states(status=states.SERVING)

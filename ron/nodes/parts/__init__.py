@@ -71,6 +71,7 @@ PARTS: dict[str, PartSpec] = {
         in_node=True,
         when="balance.enabled",
     ),
+    "kms": PartSpec("ron.nodes.parts.kms", "KmsPart", start_s=120, in_node=True, when="kms.enabled"),
     "hello": PartSpec("ron.nodes.parts.hello", "HelloPart", requires=("oniond",)),
 }
 

@@ -1,0 +1,96 @@
+"""From operations to the audit log: what is answered is on disk before, and an outage of the log stops no verifying.
+
+In: what was done, with which result. Out: an `AuditEntry` in the log; awaited where something was done with a private
+half (I-2), otherwise handed over, to be left out when the log has too much to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from blake3 import blake3
+from twisted.internet.defer import Deferred
+
+from ron.proto.clock import rfc3339
+from ron.proto.errors import unavailable
+from ron.proto.kms import Alg, Kid
+from ron.services.kms.model import Caller
+from ron.services.kms.ports import AuditEntry, AuditLog
+from ron.services.kms.store import NOTHING
+
+# What every record says of the metadata store, so that an older copy of that is noticed.
+STORE = "store"
+HEAD = "store_head"
+# The same of a backend that counts its changes: `<counter>:<digest>`.
+CUSTODY = "custody"
+
+
+class Log(AuditLog, Protocol):
+    """`AuditLog` that takes records which nobody waits for."""
+
+    def inform(self, entry: AuditEntry) -> None:
+        """Write it when there is time; it may be dropped."""
+
+
+class Recorder:
+    """now_s: Unix time. log: None until it is there. mark: where the metadata store stands, as far as it is on disk.
+    custody: where the backend's own store stands, where it has one that counts."""
+
+    def __init__(self, *, now_s: Callable[[], float]) -> None:
+        self.log: Log | None = None
+        self.mark = NOTHING
+        self.custody = ""
+        self._now_s = now_s
+
+    def entry(
+        self,
+        op: str,
+        caller: Caller,
+        kid: Kid | None,
+        *,
+        result: str = "ok",
+        algs: Sequence[Alg] = (),
+        input_b3: str = "",
+        op_id: str | None = None,
+        attestation: str = "",
+        **extra: str | int | bool,
+    ) -> AuditEntry:
+        """One record of what `caller` did with `kid`."""
+        known: dict[str, str | int | bool] = {STORE: self.mark.counter, HEAD: self.mark.head.hex()[:16]}
+        if self.custody:
+            known[CUSTODY] = self.custody
+        return AuditEntry(
+            op=op,
+            result=result,
+            ts=rfc3339(self._now_s()),
+            tenant=kid.tenant if kid is not None else caller.tenant or "",
+            kid=str(kid) if kid is not None else "",
+            alg="+".join(algs),
+            purpose=kid.purpose if kid is not None else "",
+            input_b3=input_b3,
+            actor=caller.actor,
+            op_id=op_id or "",
+            corr_id=caller.corr_id,
+            attestation=attestation,
+            extra={**known, **extra},
+        )
+
+    async def record(self, entry: AuditEntry) -> int:
+        """Its index, once it is on disk. Raises `RonError` (StoreUnavailable): then nothing may be answered."""
+        if self.log is None:
+            raise unavailable("the audit log is not open yet")
+        waiter: Deferred[int] = Deferred(lambda _waiter: None)
+        # the log's own Deferred is not cancelled with a caller: the record is on its way
+        self.log.append(entry).addBoth(lambda result: None if waiter.called else waiter.callback(result))
+        return await waiter
+
+    def note(self, entry: AuditEntry) -> None:
+        """Hand it over and go on: what was asked needed no private half, or was refused."""
+        if self.log is not None:
+            self.log.inform(entry)
+
+
+def hashed(raw: bytes) -> str:
+    """What stands for an input in the log."""
+    return blake3(raw).hexdigest()
