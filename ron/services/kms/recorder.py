@@ -35,12 +35,18 @@ class Log(AuditLog, Protocol):
 
 class Recorder:
     """now_s: Unix time. log: None until it is there. mark: where the metadata store stands, as far as it is on disk.
-    custody: where the backend's own store stands, where it has one that counts."""
+    custody: where the backend's own store stands, where it has one that counts.
+
+    said: what the log said of the two when it was opened. insists: they are older than that. Records then repeat what
+    was said: if they told of the older ones, the next start would believe those.
+    """
 
     def __init__(self, *, now_s: Callable[[], float]) -> None:
         self.log: Log | None = None
         self.mark = NOTHING
         self.custody = ""
+        self.said: dict[str, str | int | bool] = {}
+        self.insists = False
         self._now_s = now_s
 
     def entry(
@@ -57,9 +63,7 @@ class Recorder:
         **extra: str | int | bool,
     ) -> AuditEntry:
         """One record of what `caller` did with `kid`."""
-        known: dict[str, str | int | bool] = {STORE: self.mark.counter, HEAD: self.mark.head.hex()[:16]}
-        if self.custody:
-            known[CUSTODY] = self.custody
+        known = dict(self.said) if self.insists else self._stand()
         return AuditEntry(
             op=op,
             result=result,
@@ -75,6 +79,10 @@ class Recorder:
             attestation=attestation,
             extra={**known, **extra},
         )
+
+    def _stand(self) -> dict[str, str | int | bool]:
+        found: dict[str, str | int | bool] = {STORE: self.mark.counter, HEAD: self.mark.head.hex()[:16]}
+        return {**found, CUSTODY: self.custody} if self.custody else found
 
     async def record(self, entry: AuditEntry) -> int:
         """Its index, once it is on disk. Raises `RonError` (StoreUnavailable): then nothing may be answered."""

@@ -58,6 +58,9 @@ class OwnLog(Log, Protocol):
     async def close(self) -> None:
         """Sign the end of it, let go."""
 
+    def alarm(self, why: str) -> None:
+        """Count that something contradicts it."""
+
     @property
     def trouble(self) -> str | None:
         """Why it takes no records."""
@@ -241,18 +244,18 @@ class KmsService(Service):
 
     async def _compare(self) -> None:
         """Every record of the log says where the store was. A store that is not as far is an older copy (I-6)."""
-        said = self.newest(STORE)
-        self._custody_known = str(said.get(CUSTODY, ""))
+        said = {name: value for name, value in self.newest(STORE).items() if name in {STORE, HEAD}}
+        # while a backend was away its records had nothing to say of it
+        self._custody_known = self.room.recorder.custody = str(self.newest(CUSTODY).get(CUSTODY, ""))
+        self.room.recorder.said = {**said, CUSTODY: self._custody_known} if self._custody_known else said
         counter, head = int(said.get(STORE, 0)), str(said.get(HEAD, ""))
         mark = self.room.recorder.mark
         known = await self._store.head_at(counter) if counter else b""
         if mark.counter < counter:
-            self._rolled_back = f"the store is {counter - mark.counter} changes older than the audit log"
+            self.distrust(f"the store is {counter - mark.counter} changes older than the audit log")
         elif counter and known is not None and not known.hex().startswith(head):
-            self._rolled_back = "the store has another past than the audit log"
+            self.distrust("the store has another past than the audit log")
         self._check_custody()
-        if self._rolled_back:
-            _log.error("{why}", event="kms_rolled_back", why=self._rolled_back)
 
     def _check_custody(self) -> None:
         """The same for the backend's own store, once both it and the log are open."""
@@ -267,7 +270,11 @@ class KmsService(Service):
 
     def distrust(self, why: str) -> None:
         """What stands beside the log is older than it says: nothing is signed any more, until somebody has looked."""
-        self._rolled_back = self._rolled_back or why
+        if not self._rolled_back:
+            self._rolled_back = why
+            self.room.recorder.insists = True
+            self.log.alarm(why)
+            _log.error("{why}", event="kms_rolled_back", why=why)
 
     def newest(self, name: str) -> Mapping[str, Any]:
         """What the newest of the log's last records that has `name` in its extras says there; empty for none."""

@@ -328,6 +328,11 @@ class TransparencyLog:
 
     # Trouble
 
+    def alarm(self, why: str) -> None:
+        """Something that its records tell of is not what they say, for its owner to act on: counted like its own."""
+        self._meters.broken()
+        _log.critical("the audit log is contradicted: {why}", event="audit_integrity_failed", why=why)
+
     def _refused(self) -> RonError | None:
         if self._refusal is not None:
             return self._refusal
