@@ -20,7 +20,7 @@ from txtorcon.torcontrolprotocol import TorDisconnectError
 from ron.kernel.aio import cancellable, within
 from ron.kernel.processes import spawn, stop
 from ron.kernel.restarts import Again, RestartPolicy
-from ron.tor.control import Bootstrap, ask, bootstrap, connect_control
+from ron.tor.control import Bootstrap, TorSilent, ask, bootstrap, connect_control
 from ron.tor.process import TorProcess, effort
 
 POLL_S = 0.1
@@ -33,6 +33,8 @@ PROBE_TIMEOUT_S = 5.0
 # One with a hundred onions on a busy machine may be silent for longer when a new consensus moves them all. Ended for
 # that, it would begin anew with all of them; so one that is at work is asked so many times.
 PATIENCE = 6
+# One that is starting may hang, too. So often it has taken a connection and neither spoken nor worked.
+MAX_SILENCES = 2
 _log = Logger(namespace="ron.tor")
 
 
@@ -151,6 +153,10 @@ class WatchedTor:
         """Follow `process` up, then wait for the end of the control connection, without which it is no use to us."""
         try:
             control = await within(self._reactor, self._up_timeout_s, self._come_up())
+        except TorSilent:
+            self._why = "it did not answer on its control port while it started"
+            process.signal("KILL")
+            return
         except DeadlineError:
             self._why = f"it was not up after {self._up_timeout_s:.0f} s"
             process.signal("KILL")
@@ -188,13 +194,20 @@ class WatchedTor:
         return control
 
     async def _connected(self) -> TorControlProtocol:
+        """Raises `TorSilent` for one that takes connections, says nothing, and does not work either: it hangs."""
+        silences = 0
         while True:
             await deferLater(self._reactor, POLL_S)
+            before = effort(self.pid)
             try:
                 connecting = Deferred.fromCoroutine(connect_control(self._reactor, self._control_port))
                 return await cancellable(connecting)
             except CancelledError:
                 raise
+            except DeadlineError:
+                silences = 0 if effort(self.pid).works_since(before) else silences + 1
+                if silences == MAX_SILENCES:
+                    raise TorSilent from None
             except Exception as error:  # noqa: BLE001 - not listening yet, or still reading its keys: ask again
                 _log.debug("control port of {tor} not there: {error}", tor=self.name, error=str(error))
 

@@ -87,7 +87,10 @@ class LongCase(ClusterCase):
         """Its tors, by role."""
         facts: dict[str, int] = {}
         for pid in node.tors():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it has ended meanwhile
             for word in words:
                 if word.endswith(b".torrc"):
                     facts[Path(word.decode()).stem] = pid

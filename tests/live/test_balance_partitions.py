@@ -83,8 +83,10 @@ class Torn(ClusterCase):
         """Has every side one leader of its own, whose descriptor lists the heads of its side and no others, and do all
         there say that they miss the others?"""
         views = self.views()
+        if not all(views.get(name) for side in sides for name in side):
+            return False
         for side in sides:
-            said = {views[name]["leader"]["name"] if views[name] else None for name in side}
+            said = {views[name]["leader"]["name"] for name in side}
             leader = said.pop()
             if said or leader not in side or any(missed(views[name]) & set(side) for name in side):
                 return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from ron.kernel import processes as processes_module
 from ron.kernel.backoff import Backoff
 from ron.kernel.processes import KEPT_LINES, spawn, stop
 from ron.kernel.restarts import RestartPolicy
+from ron.tor import control as control_module
 from ron.tor import process as process_module
 from ron.tor import watchdog as watchdog_module
 from ron.tor.process import TorProcess, reap_stale
@@ -209,6 +211,15 @@ class Dying(Watched):
         await until(lambda: tor.restarts and tor.pid)
         self.assertFalse(runs(first))
         self.assertEqual(self.ups, [])
+
+    async def test_one_that_hangs_while_it_starts_is_started_again(self) -> None:
+        """The kernel takes connections for it, and nobody reads them."""
+        self.patch(control_module, "ANSWER_TIMEOUT_S", 0.05)
+        deaf = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(deaf.close)
+        tor = self.watch(STAYS, control_port=deaf.getsockname()[1])
+        await until(lambda: tor.restarts)
+        self.assertIn("did not answer on its control port", self.downs[0])
 
     async def test_one_whose_control_connection_breaks_is_started_again(self) -> None:
         tor = self.watch(STAYS)
