@@ -10,7 +10,7 @@ export RON_HOME ?= $(CURDIR)/var
 help:
 	@echo "make run     a Micronode on its own private Tor network (Ctrl-C stops it)"
 	@echo "make test    every test, with real tor and real Chromium"
-	@echo "make test-long  the onion runtime under faults, amnesia, over several hosts: a quarter of an hour more"
+	@echo "make test-long  faults, partitions, clocks, amnesia, several hosts: three quarters of an hour"
 	@echo "make lint    ruff, mypy, import contracts, docs"
 	@echo "make bench   the benchmarks; results in bench/results/"
 	@echo "make fuzz    the fuzz targets, ten minutes each"

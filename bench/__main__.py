@@ -20,6 +20,7 @@ NAMES = (
     "tls",
     "onions",
     "balance",
+    "kms",
     "startup",
     "memory",
     "node",

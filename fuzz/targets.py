@@ -15,14 +15,13 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from pathlib import Path
 
+from fuzz import kms
+from fuzz.finding import Finding
+
 Target = Callable[[bytes], None]
 _NOW_S = 1_800_000_000
 _RESOURCE = "POST /v1/send"
 _POW_KEY = b"fuzz" * 8
-
-
-class Finding(Exception):
-    """Something was accepted that must not be."""
 
 
 def config() -> Target:
@@ -329,5 +328,8 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "bus": bus_frames,
     "oap": oap_frames,
     "mesh": mesh,
+    "json_api": kms.json_api,
+    "codec_bundle": kms.codec_bundle,
+    "grpc_api": kms.grpc_api,
     "alarm": alarm,
 }

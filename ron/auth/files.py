@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from ron.auth.authority import Authority
 from ron.auth.caveats import Caveat
+from ron.auth.ceilings import Ceiling
 from ron.auth.counts import AuthCounts
 from ron.auth.refusals import unauthorized, unreadable
 from ron.auth.register import MAX_LABEL_CHARS, Minted, Register
@@ -55,6 +56,7 @@ class AuthFiles:
         else:
             self.keys = RootKeys.open(directory / "root.json", lock=lock, now_s=now())
         self.revocations = Revocations(self.keys, directory and directory / "revoked.json", lock=lock)
+        self.ceiling = Ceiling()
         self.register = Register(directory and directory / "minted.jsonl", lock=lock)
         self.report()
 
@@ -87,7 +89,8 @@ class AuthFiles:
         self, authority: Authority, caveats: Iterable[Caveat], *, label: str = "", parent: str | None = None
     ) -> Issued:
         """Mint, and enter it in the register first. Raises ValueError like `Authority.mint`, `RonError` BadRequest on a
-        label, 401 when `parent` was revoked meanwhile, Backpressure on a full register, StoreUnavailable.
+        label, 401 when `parent` was revoked meanwhile, Backpressure on a full register and over a tenant's ceiling,
+        StoreUnavailable.
         """
         if len(label) > MAX_LABEL_CHARS or not label.isprintable():
             raise bad_request("this label cannot be kept", f"one line of at most {MAX_LABEL_CHARS} characters")
@@ -96,7 +99,11 @@ class AuthFiles:
             self._up_to_date()
             if parent is not None and parent in self.revocations.ids:
                 raise unauthorized("revoked", "the capability was revoked", "ask for another")
-            token = authority.mint(caveats)
+            given = tuple(caveats)
+            if self.ceiling.applies(given):
+                alive = [one for one in self.register.entries() if not self._over(one)]
+                self.ceiling.check(given, alive, self.now())
+            token = authority.mint(given)
             entry = _entry(token, label, parent, self.now())
             self.register.append(entry, self._over)
         return Issued(token, entry)

@@ -47,6 +47,8 @@ class KmsFacts(msgspec.Struct, frozen=True, kw_only=True):
     admin_url: str
     kms_url: str
     backend: str
+    grpc_addr: str | None = None
+    oap_addr: str | None = None
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,7 +173,11 @@ class KmsDaemon(Standalone):
         await self.supervisor.start()
         scheme = "https" if kms.config.tls.enabled else "http"
         facts = KmsFacts(
-            admin_url=self.admin_url, kms_url=f"{scheme}://{kms.address}", backend=kms.desk.room.backend.name
+            admin_url=self.admin_url,
+            kms_url=f"{scheme}://{kms.address}",
+            backend=kms.desk.room.backend.name,
+            grpc_addr=str(kms.doors.grpc_address) if kms.doors.grpc_address is not None else None,
+            oap_addr=str(kms.doors.oap_address) if kms.doors.oap_address is not None else None,
         )
         self.write_facts(facts)
         runtime.say(

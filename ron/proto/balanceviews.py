@@ -221,7 +221,8 @@ class ServiceView(_Shown, frozen=True, kw_only=True):
     holders: connected nodes with key or share. suspects: nodes that signed wrongly. heads: those in the newest
     published descriptor; planned: those to be in the next. failing: heads left out of it because of a target;
     answering: how many heads are there whose targets answer. refusing: there are heads, and none of them.
-    next_publish_s: None when another node leads. reachable: a canary of this node's came through; None while it has not tried."""
+    next_publish_s: None when another node leads. reachable: a canary of this node's came through; None while it has
+    not tried."""
 
     name: str
     onion: str

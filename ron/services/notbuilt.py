@@ -24,8 +24,6 @@ _KEYS: dict[str, tuple[object, str]] = {
     "edge.prefetch": ((), "fetching is not built yet: nothing is fetched ahead"),
     "edge.rate_limit_rps": (None, "fetching is not built yet: there is nothing to limit"),
     "edge.rate_limit_burst": (None, "fetching is not built yet: there is nothing to limit"),
-    "grpc_addr": ("", "not built yet: nothing listens there"),
-    "kms.grpc_addr": ("", "not built yet: nothing listens there"),
     "idle_timeout": (60_000, "not built yet: read_timeout ends idle connections"),
     "kms.idle_timeout": (60_000, "not built yet: read_timeout ends idle connections"),
     "limits.verify_cache_max": (262_144, "not built yet: all public halves are remembered"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableDescriptor, ITransport
 from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from twisted.web import http
 
@@ -218,7 +219,12 @@ class RonChannel(http.HTTPChannel):
         """Send `data` of an answer."""
         cast(Peer, self.peer).charge_bytes(len(data))
         self.site.edge.traffic.sent(len(data))
-        cast(ITransport, self.transport).write(data)
+        transport: object = self.transport
+        if isinstance(transport, Connection):
+            data = data[_sent_at_once(transport, data) :]
+            if not data:
+                return
+        cast(ITransport, transport).write(data)
 
     def pauseProducing(self) -> None:
         """The client does not read as fast as we write: from now on it is watched, and nothing more is read from it.
@@ -340,6 +346,16 @@ class RonChannel(http.HTTPChannel):
         cast(ITransport, self.transport).write(head + answer.body)
         self.site.count_refusal(error)
         self.site.edge.count_stranger("-", error.status)
+
+
+def _sent_at_once(transport: Connection, data: bytes) -> int:
+    """How many bytes the socket took. Where nothing else waits there is no need to wait for the reactor to say that it
+    is writable: that is three system calls more for each answer."""
+    if transport.disconnecting or not transport.connected or _unsent(transport):
+        return 0
+    sent = transport.writeSomeData(data)
+    # what is no number is an error, which the ordinary way finds, too
+    return sent if isinstance(sent, int) else 0
 
 
 def _unsent(transport: Any) -> int:

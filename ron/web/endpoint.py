@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeadlineError
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -122,6 +124,7 @@ class _Turn:
     span: Span | None = None
     capability: Capability | None = None
     moved_bytes: int = 0
+    deadline: IDelayedCall | None = None
 
 
 @dataclass(slots=True)
@@ -157,7 +160,9 @@ class BoundEndpoint:
         try:
             turn.span = edge.trace(self.spec, request, turn.corr_id)
             outcome = self._start(turn, params)
-            answer = None if isinstance(outcome, Awaitable) else _encode(outcome, request)
+            # in this order: most are coroutines, and asking an abstract class is dear
+            waits = isinstance(outcome, CoroutineType | Awaitable)
+            answer = None if waits else _encode(outcome, request)
         except RonError as error:
             self._refuse(error, turn)
         except Exception:  # noqa: BLE001 - whatever went wrong becomes an envelope and a log line
@@ -214,11 +219,27 @@ class BoundEndpoint:
 
     def _wait(self, outcome: Awaitable[Any], turn: _Turn) -> None:
         deferred: Deferred[Any] = outcome if isinstance(outcome, Deferred) else ensureDeferred(outcome)  # type: ignore[arg-type]
-        deferred.addTimeout(self.spec.deadline_s, self.edge.reactor)
-        turn.request.notifyFinish().addErrback(lambda _gone: deferred.cancel())
-        deferred.addCallback(_encode, turn.request)
-        deferred.addCallbacks(self._finish, self._fail, callbackArgs=(turn,), errbackArgs=(turn,))
-        deferred.addErrback(lambda failure: _log.failure("answering failed", failure, event="answer_failed"))
+        if not deferred.called or deferred.paused:
+            # `addTimeout` and `notifyFinish` do the same with four more callbacks for each call
+            turn.deadline = self.edge.reactor.callLater(self.spec.deadline_s, deferred.cancel)
+            turn.request.working = deferred
+        deferred.addBoth(self._outcome, turn)
+        deferred.addErrback(_answering_failed)
+
+    def _outcome(self, outcome: Any, turn: _Turn) -> None:
+        """Answer with what came of it."""
+        turn.request.working = None
+        if turn.deadline is not None and turn.deadline.active():
+            turn.deadline.cancel()
+        if isinstance(outcome, Failure):
+            self._fail(outcome, turn)
+            return
+        try:
+            answer = _encode(outcome, turn.request)
+        except Exception:  # noqa: BLE001 - as in `answer`
+            self._fail(Failure(), turn)
+        else:
+            self._finish(answer, turn)
 
     def _fail(self, failure: Failure, turn: _Turn) -> None:
         self._refuse(_as_ron_error(failure, turn.corr_id, self.spec.path), turn)
@@ -272,6 +293,10 @@ def _encode(outcome: Any, request: RonRequest) -> Answer:
         return Answer(outcome.status, headers, outcome.body)
     headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
     return Answer(200, headers, msgspec.json.encode(outcome))
+
+
+def _answering_failed(failure: Failure) -> None:
+    _log.failure("answering failed", failure, event="answer_failed")
 
 
 def correlation_id(request: RonRequest) -> str:

@@ -9,6 +9,7 @@ import io
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web import server
 
@@ -40,6 +41,8 @@ class RonRequest(server.Request):
     site: RonSite
     channel: RonChannel
     refused = False
+    # whoever works on it; cancelled when the client goes
+    working: Deferred[Any] | None = None
     _received = 0
     _stream_of: Peer | None = None
 
@@ -162,6 +165,8 @@ class RonRequest(server.Request):
         """The client has gone."""
         self._close_stream()
         super().connectionLost(reason)
+        if self.working is not None:
+            self.working.cancel()
 
     def _close_stream(self) -> None:
         if self._stream_of is not None:

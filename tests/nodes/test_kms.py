@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
 import os
 import socket
 import sys
@@ -11,22 +13,32 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import SkipTest, mock
 
+import grpc
 import msgspec
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.threads import deferToThread
+from twisted.web.resource import Resource
+from twisted.web.server import Site
 
 from ron.crypto import x509
 from ron.kernel import Config, Metrics
 from ron.kernel.config import ConfigError, Layers
 from ron.kernel.tls import ClientTls
+from ron.nodes.grpc import kms_pb2
+from ron.nodes.grpc.kms_pb2_grpc import KmsStub
 from ron.nodes.kms import KmsDaemon, KmsFacts, KmsLayers, Options, open_kms_config
 from ron.nodes.parts import PARTS, Host, PartUnit, load_part, wanted
 from ron.nodes.parts import kms as hosting
 from ron.nodes.parts.kms import HostedKms, KmsPart
 from ron.nodes.runtime import Runtime
+from ron.oap import OapClient
 from ron.proto.errors import ErrorCode, RonError
 from ron.proto.governance import Proposal, Statement
 from ron.proto.ids import uuid7
+from ron.proto.kms import CreateKeyResponse
+from ron.proto.kmscalls import OAP_PROTOCOL, KmsCall
 from ron.sdk import Api, direct_http, tls_http
 from ron.sdk.kms import Kms
 from ron.sdk.transport import connection_pool, unix_http
@@ -173,6 +185,39 @@ class Alone(Hosted):
         self.start()
 
 
+class Doors(Hosted):
+    """gRPC and OAP/1, where the config has them."""
+
+    more = 'grpc_addr = "127.0.0.1:0"\noap_addr = "127.0.0.1:0"'
+
+    async def test_they_answer_and_end_with_the_service(self) -> None:
+        hosted = await self.up()
+        doors = hosted.doors
+        assert doors.grpc_address is not None and doors.oap_address is not None
+        cap = self.runtime.write_admin_capability().read_text().strip()
+        client = await OapClient.connect(reactor, TCP4ClientEndpoint(reactor, *doors.oap_address))
+        made = await client.call(
+            OAP_PROTOCOL,
+            KmsCall.CREATE_KEY,
+            b'{"tenant": "core", "purpose": "audit", "alg": "ed25519"}',
+            cap=cap.encode(),
+        )
+        await client.close()
+        kid = msgspec.json.decode(made.payload, type=CreateKeyResponse).kid
+        with grpc.insecure_channel(str(doors.grpc_address), [("grpc.enable_http_proxy", 0)]) as channel:
+            shown = await deferToThread(
+                KmsStub(channel).GetKey,
+                kms_pb2.GetKeyRequest(kid=kid),
+                metadata=[("authorization", f"Bearer {cap}")],
+                timeout=20,
+            )
+        self.assertEqual(shown.kid, kid)
+        await hosted.service.stopService()
+        for address in (doors.grpc_address, doors.oap_address):
+            with self.assertRaises(OSError), socket.socket() as late:
+                late.connect(tuple(address))
+
+
 class OverTls(Hosted):
     more = '[tls]\nenabled = true\ncert_path = "kms.crt"\nkey_path = "kms.key"\n'
 
@@ -204,6 +249,57 @@ class OverTls(Hosted):
         await self.refused(plain.create("core", "audit"))
 
 
+class Collector(Resource):
+    """An audit service. status: what it answers."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status = 503
+        self.asked: list[tuple[str, Any]] = []
+
+    def render_POST(self, request: Any) -> bytes:
+        request.setResponseCode(self.status)
+        self.asked.append((str(request.getHeader("authorization")), json.loads(request.content.read())))
+        return b"ok"
+
+
+class Exported(Hosted):
+    """Each record is at the audit service, too (K-G5)."""
+
+    async def test_what_was_done_is_there(self) -> None:
+        collector = Collector()
+        port = reactor.listenTCP(0, Site(collector), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        url = f"http://127.0.0.1:{port.getHost().port}/records"
+        more = f'[audit]\nexport_url = "{url}"\nexport_token_env = "KMS_TEST_EXPORT"'
+        self.write(more)
+        self.runtime.config.reload()
+        error = self.assertRaises(ConfigError, HostedKms, self.runtime)
+        self.assertEqual(error.key, "audit.export_token_env")
+        with mock.patch.dict(os.environ, {"KMS_TEST_EXPORT": "a-token"}):
+            hosted = await self.up()
+        await self.until(lambda: bool(collector.asked), "it is tried while nobody takes it")
+        collector.status = 200
+        kms = self.api(direct_http(reactor, self.pool()), f"http://{hosted.address}")
+        made = await kms.create("core", "audit")
+        exporter = hosted._exporter
+        assert exporter is not None
+        await self.until(lambda: exporter.sent == hosted.desk.log.size, "all of it")
+        told, batch = collector.asked[-1]
+        self.assertEqual(told, "Bearer a-token")
+        newest = json.loads(base64.b64decode(batch["entries"][-1]))
+        self.assertEqual((newest["op"], newest["kid"]), ("create", made.kid))
+
+    def test_readable_for_others(self) -> None:
+        for url in ("http://example.org/x", "http://10.0.0.1/x"):
+            self.write(f'[audit]\nexport_url = "{url}"')
+            error = self.assertRaises(ConfigError, self.runtime.config.reload)
+            self.assertEqual(error.key, "audit.export_url")
+        self.start()
+
+
 class OnDisk(Hosted):
     """The backend a daemon has when nobody says otherwise."""
 
@@ -229,7 +325,7 @@ class Governed(Hosted):
         lines = '[security]\nallow_unlocked = true\n[governance]\nsigners = "signers.json"\n'
         self.path.write_text(more + lines, encoding="utf-8")
 
-    async def decide(self, hosted: HostedKms, action: Any, change: dict[str, str]) -> str:
+    async def decide(self, hosted: HostedKms, action: Any, change: dict[str, str], scope: str = "tenant:core") -> str:
         """Proposed and approved by two, executed: the proposal's id."""
         governance = hosted.governance
         assert governance is not None
@@ -239,7 +335,7 @@ class Governed(Hosted):
             id=str(uuid7()),
             author=key_id(public_of(OWNER)),
             action=action,
-            scope="tenant:core",
+            scope=scope,
             change=change,
             rationale="because",
             signer_set=set_digest(ledger.deciders()),
@@ -272,6 +368,33 @@ class Governed(Hosted):
         self.assertEqual((await self.refused(kms.sign(made.kid, B3))).code, ErrorCode.NOT_FOUND)
         other = await kms.create("core", "audit")
         self.assertEqual((await self.refused(kms.destroy(other.kid, proposal))).code, ErrorCode.NO_CAPABILITY)
+
+    async def test_kg7_a_weaker_config_waits_for_the_quorum(self) -> None:
+        hosted = await self.up()
+        kms = self.api(direct_http(reactor, self.pool()), f"http://{hosted.address}")
+        made = await kms.create("core", "audit")
+        self.write('[pq]\nproduce_hybrid = false\nverify_mode = "or"\n')
+        self.runtime.config.reload()
+        error = await self.refused(kms.sign(made.kid, B3))
+        self.assertEqual(error.code, ErrorCode.NO_CAPABILITY)
+        self.assertIn("--action hybrid_off --scope global --change 'pq_mode=or'", error.message)
+        await self.decide(hosted, "hybrid_off", {"pq_mode": "or"}, "global")
+        await self.until(lambda: self.runtime.health.snapshot().ready, "it is looked at each second")
+        await kms.sign(made.kid, B3)
+        shown = hosted.exposition().decode()
+        self.assertIn('kms_governance_proposals_total{status="executed"} 1.0', shown)
+        self.assertIn("kms_capabilities_minted_fairness_skew", shown)
+
+    def test_no_amnesia_over_a_book(self) -> None:
+        (self.home / "kms-governance").mkdir()
+        (self.home / "kms-governance" / "book.jsonl").write_bytes(b"")
+        lines = '[service]\nbackend = "inmem"\namnesia = true\n[log]\nto = "memory"\n'
+        self.write(lines)
+        self.start()
+        config = Config(KmsLayers(*SCHEMAS["ron-kms"], self.path, {}, {}))
+        with mock.patch.object(self.runtime, "config", config):
+            error = self.assertRaises(ConfigError, HostedKms, self.runtime)
+        self.assertEqual(error.key, "service.amnesia")
 
     async def test_frozen_over_a_restart_and_an_older_book(self) -> None:
         hosted = await self.up()

@@ -88,7 +88,7 @@ class Tls(WithDoors):
         client = await OapClient.connect(reactor, endpoint)
         try:
             token = (self.token or "").encode()
-            answer = await client.call(OAP_PROTOCOL, KmsCall.LIST_KEYS, b"{\"tenant\": \"core\"}", cap=token)
+            answer = await client.call(OAP_PROTOCOL, KmsCall.LIST_KEYS, b'{"tenant": "core"}', cap=token)
         finally:
             await client.close()
         self.assertEqual(msgspec.json.decode(answer.payload, type=KeyList), KeyList(keys=()))

@@ -15,6 +15,8 @@ import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 
+from ron.auth.ceilings import CeilingFigures
+from ron.auth.register import Minted
 from ron.crypto.notes import KeySet
 from ron.crypto.secrets import harden_process
 from ron.kernel.config import ConfigError
@@ -23,15 +25,21 @@ from ron.kernel.health import Readiness
 from ron.nodes.listeners import BoundSocket, Listening
 from ron.nodes.parts import Host, Part
 from ron.nodes.parts.kms_backends import make_backend
+from ron.nodes.parts.kms_doors import KmsDoors
+from ron.nodes.parts.kms_export import sender
 from ron.nodes.runtime import Runtime
 from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.proto.governance import SignerSet
+from ron.sdk.transport import connection_pool
 from ron.services.kms import api, openapi
 from ron.services.kms.audit import DiskShelf, MemoryShelf, Meters, Settings, TransparencyLog
+from ron.services.kms.audit.export import Exporter, Send
 from ron.services.kms.config import KmsConfig
 from ron.services.kms.governance.api import endpoints as governance_endpoints
 from ron.services.kms.governance.book import Book
+from ron.services.kms.governance.meters import GovernanceMeters
 from ron.services.kms.governance.quorum import Governance
+from ron.services.kms.governance.signers import MACRONODE, MICRONODE, Profile, read_signers
 from ron.services.kms.ports import Quorum
 from ron.services.kms.readiness import KmsReadiness
 from ron.services.kms.rules import socket_of
@@ -46,6 +54,7 @@ CONTROL_SOCKET = "run/kms.sock"
 FOLDER = "kms"
 # Beside the log, not in it: whoever takes the log's end away leaves this.
 ANCHOR = "audit-anchor.json"
+EXPORTED = "audit-exported.json"
 # What records of governance say of its book: how many there were.
 BOOK = "book_records"
 LISTENER = "kms"
@@ -82,6 +91,9 @@ class HostedKms:
         config = self.config
         harden_process()
         self._check_files(config, prefix)
+        self._pool = connection_pool(runtime.reactor)
+        self._send = sender(runtime.reactor, self._pool, config.audit, prefix) if config.audit.export_url else None
+        self._exporter: Exporter | None = None
         self.where = control_socket(runtime, config)
         self._socket = BoundSocket(socket_of(config.bind_addr, f"{prefix}bind_addr"), f"{prefix}bind_addr")
         self.address = self._socket.address
@@ -104,8 +116,11 @@ class HostedKms:
             opened=self._opened,
             announce=self._publish,
         )
+        self._figures = CeilingFigures(runtime.auth.ceiling, self._capabilities, time.time)
+        self._figures.register(runtime.metrics.registry)
         self._ready: tuple[object, ...] = ()
         runtime.health.observe(self._tell_ready)
+        self.doors = self._make_doors(config, prefix)
         self.service = _Life(self)
         self._sites: list[RonSite] = []
         self._listening: list[Listening] = []
@@ -162,8 +177,12 @@ class HostedKms:
         listening, self._listening = self._listening, []
         for one in listening:
             await one.stop_accepting()
+        self._runtime.count_cut_off(await self.doors.stop())
         for site in self._sites:
             self._runtime.count_cut_off(await site.drain(self._runtime.drain_s))
+        if self._exporter is not None:
+            await self._exporter.stop()
+        await self._pool.closeCachedConnections()
         await self.desk.stopService()
         if self.governance is not None:
             self.governance.stop()
@@ -174,6 +193,13 @@ class HostedKms:
     @property
     def _body_limit(self) -> int:
         return self.config.limits.max_body_bytes
+
+    def _capabilities(self) -> list[Minted]:
+        try:
+            return [entry for entry, revoked in self._runtime.auth.listed() if not revoked]
+        except RonError:
+            # a register that cannot be read is told elsewhere; figures do without
+            return []
 
     def _endpoints(self) -> list[Endpoint]:
         more = governance_endpoints(self.governance) if self.governance is not None else []
@@ -189,7 +215,20 @@ class HostedKms:
             self._listening.append(self._runtime.listen_tls(self._socket.fileno(), site, LISTENER, files))
         else:
             self._listening.append(self._runtime.listen(self._socket.fileno(), site))
+        self.doors.start()
         self.desk.guard.ok("listener_bound")
+
+    def _make_doors(self, config: KmsConfig, prefix: str) -> KmsDoors:
+        home, tls = self._runtime.home, config.tls
+        return KmsDoors(
+            self._runtime,
+            self.desk,
+            grpc_addr=config.grpc_addr,
+            oap_addr=config.oap_addr,
+            tls=(home / tls.cert_path, home / tls.key_path) if tls.enabled else None,
+            message_bytes=self._body_limit,
+            prefix=prefix,
+        )
 
     def _log(self, origin: str, keys: Sequence[KeySet], sign: Sign) -> TransparencyLog:
         config, runtime = self.config, self._runtime
@@ -199,20 +238,42 @@ class HostedKms:
         else:
             shelf = DiskShelf(runtime.home / config.audit.dir, runtime.home / FOLDER / ANCHOR)
         meters = Meters(runtime.metrics)
-        return TransparencyLog(settings, shelf, reactor=runtime.reactor, keys=keys, sign=sign, meters=meters)
+        self._log_made = TransparencyLog(settings, shelf, reactor=runtime.reactor, keys=keys, sign=sign, meters=meters)
+        self._origin = origin
+        return self._log_made
+
+    async def _export(self, send: Send) -> None:
+        """Begin to send records on. Raises `RonError` where nothing tells how far that had come."""
+        runtime = self._runtime
+        path = None if self.config.service.amnesia else runtime.home / FOLDER / EXPORTED
+        exporter = Exporter(runtime.reactor, self._log_made, self._origin, send, path=path, metrics=runtime.metrics)
+        self._exporter = exporter
+        try:
+            await exporter.start()
+        except OSError as error:
+            raise unavailable(f"{path} cannot be read: {error.strerror}", "look at the home") from None
 
     def _governance(self, config: KmsConfig) -> Governance | None:
         if not config.governance.signers:
             return None
         home = self._runtime.home
-        self._signers = _signers(home / config.governance.signers)
+        profile = MICRONODE if config.governance.micronode else MACRONODE
+        self._signers = _signers(home / config.governance.signers, profile)
         book = Book(None if config.service.amnesia else home / config.governance.dir)
-        return Governance(self._runtime.reactor, time.time, book, lambda entry: self.desk.log.append(entry))
+        return Governance(
+            self._runtime.reactor,
+            time.time,
+            book,
+            lambda entry: self.desk.log.append(entry),
+            noted=GovernanceMeters(self._runtime.metrics).noted,
+        )
 
     async def _opened(self) -> None:
-        """The log is there: what governance has decided may take effect."""
+        """The log is there: what governance has decided may take effect, and its records may go on."""
+        if self._send is not None:
+            await self._export(self._send)
         if self.governance is not None:
-            self.governance.load(self._signers)
+            self.governance.load(self._signers, micronode=self.config.governance.micronode)
             said = self.desk.newest(BOOK)
             try:
                 if said.get("book") == self.governance.ledger.book:
@@ -240,7 +301,15 @@ class HostedKms:
             self._runtime.bus.publish(body, topic="kms.ready")
 
     def _check_files(self, config: KmsConfig, prefix: str) -> None:
-        """What must be on this machine. Raises `ConfigError`."""
+        """What must be on this machine, and what must not. Raises `ConfigError`."""
+        book = self._runtime.home / config.governance.dir
+        if config.service.amnesia and book.is_dir() and any(book.iterdir()):
+            # it could not even be read: there is no store to remember with
+            raise ConfigError(
+                "a quorum governs the keys of this home, and amnesia would forget both",
+                key=f"{prefix}service.amnesia",
+                hint="set it to false, or use another home",
+            )
         if not config.tls.enabled:
             return
         for name, text in (("cert_path", config.tls.cert_path), ("key_path", config.tls.key_path)):
@@ -301,10 +370,12 @@ def control_socket(runtime: Runtime, config: KmsConfig) -> Path:
     return socket_path(runtime.home / (config.control or CONTROL_SOCKET))
 
 
-def _signers(path: Path) -> SignerSet:
+def _signers(path: Path, profile: Profile) -> SignerSet:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=SignerSet)
+        return read_signers(path.read_bytes(), int(time.time()), profile=profile)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}", key="governance.signers", hint="`ronctl governance`") from None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigError(f"{path} is no signer set: {error}", key="governance.signers", hint="see docs/kms") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}", key="governance.signers", hint="see docs/kms") from None
+    except RonError as error:
+        raise ConfigError(f"{path}: {error.message}", key="governance.signers", hint=error.hint or "docs/kms") from None

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from ron.crypto.secrets import SecretBuffer
 from ron.kernel.config import ConfigError
+from ron.proto.errors import RonError
 from ron.services.kms.config import BackendName, KmsConfig
 from ron.services.kms.ports import Backend
 from ron.services.kms.split import SplitBackend
 
+T = TypeVar("T")
 MADE_PASSPHRASE = "kms/passphrase"  # noqa: S105 - where it is, and not it
 
 
@@ -55,7 +57,7 @@ def _file(config: KmsConfig, home: Path, _section: str) -> Backend:
 
 
 def _pkcs11(config: KmsConfig, _home: Path, section: str) -> Backend:
-    wanted = config.backends.pkcs11
+    wanted, unlocked = config.backends.pkcs11, config.security.allow_unlocked
     if not Path(wanted.module_path).exists():
         raise ConfigError(
             f"there is no {wanted.module_path}",
@@ -68,28 +70,30 @@ def _pkcs11(config: KmsConfig, _home: Path, section: str) -> Backend:
     except ImportError:
         raise _not_installed("pkcs11", section) from None
     address = TokenAddress(wanted.module_path, wanted.slot_label, wanted.sessions)
-    return Pkcs11Backend(address, pin_from_env(wanted.pin_env))
+    pin = _secret(lambda: pin_from_env(wanted.pin_env, allow_unlocked=unlocked), f"{section}backends.pkcs11.pin_env")
+    return Pkcs11Backend(address, pin)
 
 
 def _tpm(config: KmsConfig, home: Path, section: str) -> Backend:
     try:
         from ron.services.kms.backends.tpm import TpmBackend
-        from ron.services.kms.backends.tpm_device import TpmDevice
+        from ron.services.kms.backends.tpm_device import TpmDevice, owner_auth_from_env
     except ImportError:
         raise _not_installed("tpm", section) from None
-    wanted = config.backends.tpm
-    auth = _secret(wanted.auth_env, f"{section}backends.tpm.auth_env")
+    wanted, unlocked = config.backends.tpm, config.security.allow_unlocked
+    auth = _secret(
+        lambda: owner_auth_from_env(wanted.auth_env, allow_unlocked=unlocked), f"{section}backends.tpm.auth_env"
+    )
     device = TpmDevice(wanted.tcti, owner_auth=auth)
-    return TpmBackend(home / wanted.dir, device, allow_unlocked=config.security.allow_unlocked)
+    return TpmBackend(home / wanted.dir, device, pcrs=wanted.pcrs, allow_unlocked=unlocked)
 
 
-def _secret(variable: str, key: str) -> SecretBuffer | None:
-    """What a variable holds; None where none is named. Raises `ConfigError` for one that is empty."""
-    if not variable:
-        return None
-    if not os.environ.get(variable):
-        raise ConfigError(f"the variable {variable} is empty or not set", key=key, hint="set it for the service")
-    return SecretBuffer.taking(bytearray(os.environb[variable.encode()]))
+def _secret(read: Callable[[], T], key: str) -> T:
+    """What a variable holds. Raises `ConfigError` with the config's key for one that is empty."""
+    try:
+        return read()
+    except RonError as error:
+        raise ConfigError(error.message, key=key, hint=error.hint or "set it for the service") from None
 
 
 def _cloud(config: KmsConfig, home: Path, section: str) -> Backend:

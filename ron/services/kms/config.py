@@ -97,13 +97,16 @@ class KmsAudit(_Section, frozen=True, kw_only=True):
     """dir: the log, relative to the home. checkpoint_interval_ops: records between signed heads.
 
     sealing: where the key that signs heads lives. verify_cache_ttl_ms: how old what is known of keys may get while the
-    backend is away; twice that, and verifying is refused too.
+    backend is away; twice that, and verifying is refused too. export_url: where each record is sent as well, https
+    beyond loopback; export_token_env: the variable with a token for it.
     """
 
     dir: PathText = "./kms-audit"
     checkpoint_interval_ops: Annotated[int, Meta(ge=1, le=10_000_000)] = 5000
     sealing: Literal["software", "attested"] = "software"
     verify_cache_ttl_ms: Annotated[int, Meta(ge=1, le=86_400_000, extra={"unit": "ms", **LIVE})] = 300_000
+    export_url: Annotated[str, Meta(max_length=2048, pattern=r"^(https?://[^\s@#]+)?\Z")] = ""
+    export_token_env: Variable = ""
 
 
 class KmsObservability(_Section, frozen=True, kw_only=True):
@@ -121,13 +124,12 @@ class KmsObservability(_Section, frozen=True, kw_only=True):
 class Pkcs11Section(_Section, frozen=True, kw_only=True):
     """module_path: the token's library. slot_label: of the token. pin_env: the variable that holds its PIN.
 
-    dir: blobs that a key in the token wraps, relative to the home. sessions: open at a time.
+    sessions: open at a time. Everything it keeps is in the token.
     """
 
     module_path: PathText = ""
     slot_label: Annotated[str, Meta(max_length=32)] = "RON-KMS"
     pin_env: Variable = ""
-    dir: PathText = "./kms-pkcs11"
     sessions: Annotated[int, Meta(ge=1, le=64)] = 4
 
 
@@ -147,12 +149,14 @@ class FileSection(_Section, frozen=True, kw_only=True):
 class TpmSection(_Section, frozen=True, kw_only=True):
     """tcti: how to reach the TPM (`device:/dev/tpmrm0`, `swtpm:path=…`). dir: blobs it seals, relative to the home.
 
-    auth_env: the variable with the owner's password, if there is one.
+    auth_env: the variable with the owner's password, if there is one. pcrs: registers of the SHA-256 bank that a new
+    store is bound to; an existing one says its own.
     """
 
     tcti: Annotated[str, Meta(max_length=256)] = "device:/dev/tpmrm0"
     dir: PathText = "./kms-tpm"
     auth_env: Variable = ""
+    pcrs: Annotated[tuple[Annotated[int, Meta(ge=0, le=23)], ...], Meta(min_length=1, max_length=24)] = (7,)
 
 
 class CloudSection(_Section, frozen=True, kw_only=True):
@@ -178,20 +182,24 @@ class BackendsSection(_Section, frozen=True, kw_only=True):
 
 class GovernanceSection(_Section, frozen=True, kw_only=True):
     """signers: a JSON file with the first signer set, relative to the home; without one, nothing that needs a quorum
-    can be done. dir: proposals and decisions, relative to the home."""
+    can be done. dir: proposals and decisions, relative to the home. micronode: 1 of 2 may decide, with the stricter
+    limits of that profile; it counts when the book begins."""
 
     signers: PathText = ""
     dir: PathText = "./kms-governance"
+    micronode: bool = False
 
 
 class KmsConfig(_Section, frozen=True, kw_only=True):
-    """Custody of keys. bind_addr: where `/v1/kms` listens; loopback, unless TLS is on. grpc_addr: not built yet.
+    """Custody of keys. bind_addr: where `/v1/kms` listens; loopback, unless TLS is on.
 
+    grpc_addr, oap_addr: where gRPC and OAP/1 do, on the same terms; nowhere, unless it is said.
     control: the operators' Unix socket, relative to the home.
     """
 
     bind_addr: _Port = "127.0.0.1:0"
     grpc_addr: _Port = ""
+    oap_addr: _Port = ""
     control: Annotated[str, Meta(max_length=90, pattern=r"^[A-Za-z0-9_./-]*\Z")] = ""
     service: CustodySection = CustodySection()
     tls: KmsTls = KmsTls()

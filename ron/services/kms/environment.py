@@ -54,6 +54,7 @@ LONG_NAMES: Mapping[str, str] = {
     "FILE_AEAD": "backends.file.aead",
     # not in the table, and alike
     "GRPC_ADDR": "grpc_addr",
+    "OAP_ADDR": "oap_addr",
     "ALLOW_UNLOCKED": "security.allow_unlocked",
     "PQ_MIN_VERIFY_MODE": "pq.min_verify_mode",
     "VERIFY_CACHE_MAX": "limits.verify_cache_max",
@@ -66,6 +67,7 @@ SHORT_NAMES: Mapping[str, str] = {
     "BIND": "bind_addr",
     "API_ADDR": "bind_addr",
     "GRPC_ADDR": "grpc_addr",
+    "OAP_ADDR": "oap_addr",
     "METRICS_ADDR": "metrics_addr",
     "BACKEND": "service.backend",
     "AMNESIA": "service.amnesia",

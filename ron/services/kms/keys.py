@@ -29,7 +29,7 @@ from ron.proto.kms import (
 )
 from ron.services.kms.acts import Acts
 from ron.services.kms.index import Version
-from ron.services.kms.model import Caller, halves_of, public_of, view_of
+from ron.services.kms.model import Caller, check_shallow, halves_of, public_of, view_of
 from ron.services.kms.once import Remembered as Known
 from ron.services.kms.once import Step, act_digest, judge
 from ron.services.kms.ports import Held
@@ -58,6 +58,7 @@ class Keys:
     async def create(self, caller: Caller, body: CreateKeyRequest) -> CreateKeyResponse:
         """A new key of the tenant, at `#v1`."""
         caller.require_own(body.tenant)
+        check_shallow(body.policy_hints)
         if len(msgspec.json.encode(body.policy_hints)) > MOST_HINTS_BYTES:
             raise RonError(ErrorCode.TOO_LARGE, f"policy_hints have over {MOST_HINTS_BYTES} bytes")
         kid = Kid(body.tenant, body.purpose, body.alg, str(uuid.uuid4()))

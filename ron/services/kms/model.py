@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ron.auth import Capability
 from ron.proto.errors import ErrorCode, RonError, bad_request
@@ -18,6 +18,7 @@ from ron.proto.kms import (
     KeyAlg,
     KeyMaterialPublic,
     KeyView,
+    Kid,
     PublicHalf,
 )
 from ron.services.kms.index import KeyEntry, Version
@@ -28,6 +29,9 @@ WRAPPING = frozenset({"kem", "wrap"})
 SYSTEM = "ron-kms"
 # Versions that are tried when nobody says which.
 MOST_TRIED = 64
+# Of hints, one inside the other. What is decoded at the foot of a deep stack may be too deep to be encoded further up:
+# such a key would be stored, and no list that has it could be shown.
+_DEEPEST = 16
 _COMPANION = {Alg.ED25519: Alg.ML_DSA, Alg.X25519: Alg.ML_KEM}
 # How the outside calls a suite, and the halves it takes.
 KEM_NAMES: dict[KemMode, str] = {"hybrid": "hybrid(x25519+ml-kem)", "classical": "x25519", "pq": "ml-kem"}
@@ -131,6 +135,27 @@ def candidates(entries: Iterable[KeyEntry], algs: Collection[Alg]) -> list[Versi
         if len(found) > MOST_TRIED:
             raise bad_request(f"over {MOST_TRIED} versions would have to be tried", "name the key in kid_or_set")
     return sorted(found, key=lambda one: -one.kid.version)
+
+
+def check_one_tenant(kids: Sequence[Kid]) -> None:
+    """Raises BadRequest for keys of several tenants: one's freeze and phase would be asked, another's key used."""
+    if any(kid.tenant != kids[0].tenant for kid in kids):
+        raise bad_request("kid_set has keys of several tenants", "ask for each tenant by itself")
+
+
+def check_shallow(hints: Mapping[str, Any] | None) -> None:
+    """Raises BadRequest for hints that are nested too deep."""
+    level: list[Any] = [hints]
+    for _ in range(_DEEPEST):
+        level = [inner for one in level for inner in _within(one)]
+    if level:
+        raise bad_request(f"policy_hints are nested over {_DEEPEST} deep", "make them flat")
+
+
+def _within(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def b64(raw: bytes) -> str:

@@ -36,7 +36,7 @@ from ron.proto.kms import (
 from ron.services.kms import phases
 from ron.services.kms.acts import Acts
 from ron.services.kms.index import Version
-from ron.services.kms.model import Caller, b64, candidates, kem_publics, unb64
+from ron.services.kms.model import Caller, b64, candidates, check_one_tenant, kem_publics, unb64
 from ron.services.kms.once import act_digest
 from ron.services.kms.rates import Rates
 from ron.services.kms.recorder import hashed
@@ -64,6 +64,7 @@ class Custody:
         kids = chosen(body.kid_or_set)
         for kid in kids:
             caller.require_own(kid.tenant)
+        check_one_tenant(kids)
 
         async def act() -> SignResponse:
             return await self._counted("sign", caller, kids[0], self._sign(caller, kids, body))
@@ -170,6 +171,7 @@ class Custody:
         kids = chosen(body.kid_or_set)
         for kid in kids:
             caller.require(kid.tenant)
+        check_one_tenant(kids)
         exact = [index.version(kid) for kid in kids if kid.version]
         return exact + candidates([index.entry(kid) for kid in kids if not kid.version], algs)
 

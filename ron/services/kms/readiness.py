@@ -36,6 +36,7 @@ _WRITES: dict[Key, str] = {
     "rng_ok": "store_unavailable",
     "clock_ok": "clock_skew",
     "attestation_ready": "attest_missing",
+    "config_loaded": "pq_policy",
 }
 # Beyond the soft limit verifying goes on and says how old it is, up to so many of them.
 HARD_FACTOR = 2
@@ -123,6 +124,9 @@ class Guard:
                 continue
             if key == "attestation_ready":
                 raise Refused(reason, ErrorCode.ATTESTATION_MISSING, why, hint="see security.attest_require")
+            if key == "config_loaded":
+                # the config asks for less than a quorum allowed: see `inforce`
+                raise Refused(reason, ErrorCode.NO_CAPABILITY, why, hint="take the change back, or have it decided")
             raise overloaded(reason, why)
 
     def check_reads(self) -> int | None:

@@ -7,6 +7,7 @@ half (I-2), otherwise handed over, to be left out when the log has too much to d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from blake3 import blake3
@@ -67,7 +68,7 @@ class Recorder:
         return AuditEntry(
             op=op,
             result=result,
-            ts=rfc3339(self._now_s()),
+            ts=_timestamp(int(self._now_s())),
             tenant=kid.tenant if kid is not None else caller.tenant or "",
             kid=str(kid) if kid is not None else "",
             alg="+".join(algs),
@@ -97,6 +98,12 @@ class Recorder:
         """Hand it over and go on: what was asked needed no private half, or was refused."""
         if self.log is not None:
             self.log.inform(entry)
+
+
+# the log has whole seconds, and formatting one costs more than the rest of an entry
+@lru_cache(maxsize=2)
+def _timestamp(unix_s: int) -> str:
+    return rfc3339(unix_s)
 
 
 def hashed(raw: bytes) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from ron.kernel.config import ConfigError
 from ron.proto.addresses import HostPort, parse_host_port
@@ -23,6 +24,7 @@ def check_kms(config: KmsConfig, section: str = "") -> None:
     """Rules across keys. section: `kms.` in a node's file. Raises `ConfigError`."""
     _check_listener(config, section)
     _check_backends(config, section)
+    _check_export(config, section)
     if config.service.amnesia:
         _check_amnesia(config, section)
     if config.observability.log_inputs:
@@ -58,14 +60,36 @@ def _check_listener(config: KmsConfig, section: str) -> None:
                 raise ConfigError(
                     "TLS needs a certificate and its key", key=f"{section}tls.{name}", hint="name its PEM file"
                 )
-    elif not address.is_loopback:
+    else:
+        _check_near(address, f"{section}bind_addr")
+    for name, text in (("grpc_addr", config.grpc_addr), ("oap_addr", config.oap_addr)):
+        if text:
+            door = socket_of(text, f"{section}{name}")
+            if not tls.enabled:
+                _check_near(door, f"{section}{name}")
+
+
+def _check_near(address: HostPort, key: str) -> None:
+    if not address.is_loopback:
         raise ConfigError(
-            f"{config.bind_addr} can be reached by others, and capabilities would go out readable",
-            key=f"{section}bind_addr",
+            f"{address} can be reached by others, and capabilities would go out readable",
+            key=key,
             hint="use 127.0.0.1, or set tls.enabled",
         )
-    if config.grpc_addr:
-        socket_of(config.grpc_addr, f"{section}grpc_addr")
+
+
+def _check_export(config: KmsConfig, section: str) -> None:
+    url = config.audit.export_url
+    if not url:
+        return
+    key = f"{section}audit.export_url"
+    try:
+        found = urlsplit(url)
+        at = socket_of(f"{found.hostname}:{found.port or 80}", key) if found.scheme == "http" else None
+    except ValueError:
+        raise ConfigError("this is no address", key=key, hint="https://host/path") from None
+    if not found.hostname or (at is not None and not at.is_loopback):
+        raise ConfigError("who asked for what would go out readable", key=key, hint="write https://…")
 
 
 def _check_backends(config: KmsConfig, section: str) -> None:

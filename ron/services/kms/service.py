@@ -26,6 +26,7 @@ from ron.proto.kms import Kid
 from ron.services.kms.config import KmsConfig
 from ron.services.kms.fairness import FairQueue
 from ron.services.kms.index import KeyIndex
+from ron.services.kms.inforce import InForce
 from ron.services.kms.keeper import Keeper
 from ron.services.kms.keys import Keys
 from ron.services.kms.lanes import Lanes
@@ -133,6 +134,7 @@ class KmsService(Service):
         self._custody = Custody(self.room, rates=self._rates(config), verifying=self._verifying)
         self._log_key = LogKey(self.room)
         self._keys = Keys(self.room, changed=self._changed)
+        self._in_force = InForce(self.room, self.guard, wishes)
         self._keeper = Keeper(
             reactor,
             wishes=wishes,
@@ -142,7 +144,7 @@ class KmsService(Service):
             telemetry=self.telemetry,
             wall_s=now_s,
             log_trouble=self._log_trouble,
-            settle=self._keys.settle,
+            settle=self._settle,
             opened=self._check_custody,
             returned=self.room.attestations.forget,
         )
@@ -183,6 +185,12 @@ class KmsService(Service):
         """What takes effect without a restart and is not read at each use."""
         if new.security.sign_rate_limit_rps != old.security.sign_rate_limit_rps:
             self._custody.rates = self._rates(new)
+        # at once; what is allowed goes on record with the keeper's next round
+        self._in_force.look()
+
+    async def _settle(self) -> None:
+        await self._keys.settle()
+        await self._in_force.settle()
 
     async def _begin(self) -> None:
         self._lanes.start()
@@ -203,8 +211,10 @@ class KmsService(Service):
             await self._opened()
         for entry in self.room.index:
             self._changed(entry.at(0).kid)
-        await self._keeper.first()
+        await self._in_force.begin()
         self.guard.ok("config_loaded")
+        self._in_force.look()
+        await self._keeper.first()
 
     async def _open_log(self) -> None:
         """With the keys that signed it. Raises `RonError` at a first start without the backend: there is none yet."""

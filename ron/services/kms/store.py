@@ -138,6 +138,14 @@ class KmsStore:
         """The digest after so many changes; None for one that is not kept any more, or has not been."""
         return self._engine.submit(partial(_head_at, counter))
 
+    def in_force(self) -> Deferred[bytes | None]:
+        """The policy that was kept last."""
+        return self._engine.submit(_in_force)
+
+    def put_in_force(self, policy: bytes) -> Deferred[Mark]:
+        """Keep it in the place of the one before."""
+        return self._engine.submit(partial(_put_in_force, policy))
+
     def forget_acts(self, before_s: float) -> Deferred[None]:
         """A repetition of what was done earlier is taken for new from now on."""
         return self._engine.submit(partial(_forget_acts, before_s))
@@ -239,6 +247,16 @@ def _count_up(connection: sqlite3.Connection, *said: str) -> Mark:
 def _head_at(counter: int, connection: sqlite3.Connection) -> bytes | None:
     found = connection.execute("SELECT head FROM change WHERE counter = ?", (counter,)).fetchone()
     return found[0] if found is not None else None
+
+
+def _in_force(connection: sqlite3.Connection) -> bytes | None:
+    found = connection.execute("SELECT policy FROM in_force").fetchone()
+    return found[0] if found is not None else None
+
+
+def _put_in_force(policy: bytes, connection: sqlite3.Connection) -> Mark:
+    connection.execute("INSERT OR REPLACE INTO in_force VALUES (1, ?)", (policy,))
+    return _count_up(connection, "in_force", blake3(policy).hexdigest())
 
 
 def _forget_acts(before_s: float, connection: sqlite3.Connection) -> None:

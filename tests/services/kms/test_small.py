@@ -79,8 +79,13 @@ class Guards(SynchronousTestCase):
         error = self.assertRaises(Refused, self.guard.check_writes)
         self.assertEqual((error.status, error.code), (403, ErrorCode.ATTESTATION_MISSING))
 
+    def test_a_config_that_nobody_decided(self) -> None:
+        self.guard.trouble("config_loaded", "why")
+        error = self.assertRaises(Refused, self.guard.check_writes)
+        self.assertEqual((error.status, error.code, error.message), (403, ErrorCode.NO_CAPABILITY, "why"))
+
     def test_what_does_not(self) -> None:
-        for key in ("checkpoint_recent", "verify_cache_ok", "listener_bound", "config_loaded"):
+        for key in ("checkpoint_recent", "verify_cache_ok", "listener_bound"):
             self.guard.trouble(key, "why")  # type: ignore[arg-type]
         self.guard.check_writes()
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from ron.kernel.logs import kid_hash
 from ron.proto.errors import ErrorCode, RonError
 
 
 class CustodyError(RonError):
-    """The store is not opened as it is. kid: whose file it is about; empty for the store as a whole."""
+    """The store is not opened as it is. kid: whose file it is about; empty for the store as a whole.
+
+    The message has its hash only: readiness is shown to anybody, and a refusal to every tenant (I-9).
+    """
 
     code_of_kind = ErrorCode.STORE_UNAVAILABLE
 
     def __init__(self, message: str, *, hint: str, kid: str = "") -> None:
-        super().__init__(self.code_of_kind, f"{message} (key {kid})" if kid else message, hint=hint)
+        super().__init__(self.code_of_kind, f"{message} (kid_hash {kid_hash(kid)})" if kid else message, hint=hint)
         self.kid = kid
 
 

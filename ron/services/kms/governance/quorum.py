@@ -157,6 +157,16 @@ class Governance:
             raise refused("this proposal has run out", "make a new one")
         self._note(self._next("event", "", event="use", proposal=proposal))
 
+    def permission(self, action: str, scope: str, change: Mapping[str, str]) -> str | None:
+        """An executed proposal for exactly this that `require` would take up; None where there is none."""
+        at = self.hours.unix()
+        for case in self.ledger.cases.values():
+            said = case.proposal
+            usable = case.state == "executed" and not case.used and not case.is_over(at)
+            if usable and (said.action, said.scope, said.change) == (action, scope, dict(change)):
+                return said.id
+        return None
+
     def give_back(self, proposal: str) -> None:
         """What was allowed could not be done: it may be tried again until the proposal runs out. Raises `RonError`."""
         self._note(self._next("event", "", event="return", proposal=proposal))

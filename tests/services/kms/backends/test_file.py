@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ron.crypto import signing
 from ron.crypto.sealing import Aead, BrokenSealError
+from ron.kernel.logs import kid_hash
 from ron.proto.errors import ErrorCode, RonError
 from ron.proto.kms import Alg, Kid
 from ron.services.kms.backends import filerecords as records
@@ -176,7 +177,7 @@ class Tampered(Case):
                 error = self.refused(CustodyError)
                 if name == records.file_name(self.first):
                     self.assertEqual(error.kid, str(self.first))
-                    self.assertIn(str(self.first), error.message)
+                    self.assertIn(kid_hash(str(self.first)), error.message)
             (self.directory / name).write_bytes(raw)
         self.assertEqual(self.opened().sign(self.first, Alg.ED25519, MESSAGE), self.signatures[self.first])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ron.kernel.logs import kid_hash
 from ron.proto.errors import ErrorCode, RonError
 from ron.proto.kms import Alg
 from ron.services.kms.backends import sealedkeys
@@ -127,9 +128,9 @@ class Faults(SynchronousTestCase):
     def test_a_blob_that_changed(self) -> None:
         key = self.backend._keys.get(self.kid)  # type: ignore[union-attr]
         self.swap(blob=key.blob[:-1] + bytes([key.blob[-1] ^ 1]))
-        self.assertIn(
-            str(self.kid), str(self.assertRaises(DamagedError, self.backend.sign, self.kid, Alg.ED25519, b""))
-        )
+        error = self.assertRaises(DamagedError, self.backend.sign, self.kid, Alg.ED25519, b"")
+        self.assertEqual(error.kid, str(self.kid))
+        self.assertIn(f"(kid_hash {kid_hash(str(self.kid))})", str(error))
 
     def test_a_public_half_that_changed(self) -> None:
         key = self.backend._keys.get(self.kid)  # type: ignore[union-attr]
