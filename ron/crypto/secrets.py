@@ -15,7 +15,7 @@ import resource
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from ron.proto.errors import ErrorCode, RonError
 
@@ -39,7 +39,23 @@ class NotLockedError(RonError):
         )
 
 
-class SecretBuffer:
+class Uncopied:
+    """What is neither copied nor pickled: `TypeError`. `_called` is how the error names it."""
+
+    __slots__ = ()
+    _called: ClassVar[str]
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self._called} is not copied")
+
+    def __deepcopy__(self, _memo: object) -> NoReturn:
+        raise TypeError(f"{self._called} is not copied")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self._called} is not stored")
+
+
+class SecretBuffer(Uncopied):
     """So many bytes of locked memory, zero at first. They stay until `close`, or the end of the process.
 
     It cannot be copied, stored or shown. A forked child finds zeros in it. locked: false only where `allow_unlocked`
@@ -47,6 +63,7 @@ class SecretBuffer:
     """
 
     __slots__ = ("__weakref__", "_map", "_open", "_size", "locked")
+    _called = "a secret"
 
     def __init__(self, size: int, *, allow_unlocked: bool = False) -> None:
         """size: 1 to 1 MiB; each buffer takes whole pages. Raises `NotLockedError`; `ValueError` for a wrong size."""
@@ -108,15 +125,6 @@ class SecretBuffer:
         # the constructor may have failed before there was anything to wipe
         if getattr(self, "_map", None) is not None:
             self.close()
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError("a secret is not copied")
-
-    def __deepcopy__(self, _memo: object) -> NoReturn:
-        raise TypeError("a secret is not copied")
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not stored")
 
     def __bytes__(self) -> NoReturn:
         raise TypeError("a secret is read inside open() only")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any, NoReturn
+from typing import Any
 
 import cffi
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,7 +19,7 @@ from nacl import bindings
 from nacl.exceptions import BadSignatureError, CryptoError
 
 from ron.crypto import group
-from ron.crypto.secrets import SecretBuffer
+from ron.crypto.secrets import SecretBuffer, Uncopied
 from ron.proto.errors import ErrorCode, RonError
 from ron.proto.kms import Alg
 
@@ -37,10 +37,11 @@ class InvalidKeyError(ValueError):
     """Not a key of its algorithm: wrong length, a second spelling, or a point outside the prime-order group."""
 
 
-class PrivateHalf:
+class PrivateHalf(Uncopied):
     """What signs. `alg` and `public` are all that is seen of it; it is not copied, stored or shown."""
 
     __slots__ = ("alg", "public")
+    _called = "a private key"
 
     def __init__(self, alg: Alg, public: bytes) -> None:
         self.alg = alg
@@ -49,15 +50,6 @@ class PrivateHalf:
     def sign(self, message: bytes) -> bytes:
         """`SIGNATURE_BYTES[alg]` bytes. From any thread."""
         raise NotImplementedError
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError("a private key is not copied")
-
-    def __deepcopy__(self, _memo: object) -> NoReturn:
-        raise TypeError("a private key is not copied")
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a private key is not stored")
 
     def __repr__(self) -> str:
         return f"<PrivateHalf {self.alg}>"

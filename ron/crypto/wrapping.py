@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.hpke import Suite as Engine
 from cryptography.utils import Buffer
 
 from ron.crypto import hpke
+from ron.crypto.secrets import Uncopied
 from ron.proto.errors import ErrorCode, RonError, bad_request
 from ron.proto.kms import MAX_WRAPPED_KEY_BYTES, Alg, KemMode, Kid
 
@@ -131,13 +132,14 @@ def check_public(alg: Alg, public: bytes) -> None:
     _PUBLIC[alg](public)
 
 
-class PrivateHalves:
+class PrivateHalves(Uncopied):
     """What opens envelopes: one or both halves of a key version. `publics` is all that is seen of it.
 
     The engine keeps the keys in its own memory, which we cannot lock. It is not copied, stored or shown.
     """
 
     __slots__ = ("_keys", "publics")
+    _called = "a private key"
 
     def __init__(self, seeds: Mapping[Alg, Buffer]) -> None:
         """seeds: 32 bytes of X25519, 64 of ML-KEM-768 (d ‖ z of FIPS 203 §6.1); the caller overwrites them.
@@ -159,15 +161,6 @@ class PrivateHalves:
             return _ENGINES[suite].decrypt(envelope[_HEAD.size :], key, info)
         except (InvalidTag, ValueError):
             raise bad_request(_CHANGED) from None
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError("a private key is not copied")
-
-    def __deepcopy__(self, _memo: object) -> NoReturn:
-        raise TypeError("a private key is not copied")
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a private key is not stored")
 
     def __repr__(self) -> str:
         return f"<PrivateHalves {' '.join(self.publics)}>"
