@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -75,10 +76,21 @@ class Choice(SynchronousTestCase):
             self.assertEqual(len({node.fingerprint for node in chosen}), len(chosen))
             self.assertEqual(len(chosen), min(count, replicas * spread))
 
-    def test_clients_look_where_services_store(self) -> None:
-        """Each replica is fetched from the first three directories that it is stored at."""
+    @settings(max_examples=50, deadline=None)
+    @given(st.binary(min_size=32, max_size=32), st.integers(1, 60))
+    def test_clients_look_where_services_store(self, public: bytes, count: int) -> None:
+        """Never anywhere else, also where the replicas overlap; from the first directory of the first replica on."""
+        ring = many(count)
+        key = dataclasses.replace(blind(IDENTITY, ring.time.period), public=public)
+        stored, fetched = ring.to_store(key, ring.time.asked_for()), ring.to_fetch(key)
+        self.assertLessEqual(set(fetched), set(stored))
+        self.assertEqual(fetched[:3], stored[:3])
+        self.assertEqual(len(fetched), min(count, 6))
+
+    def test_each_replica_from_its_first_three(self) -> None:
         ring = many(60)
-        key = blind(IDENTITY, ring.time.period)
+        # a place on the ring where the replicas do not overlap
+        key = dataclasses.replace(blind(IDENTITY, ring.time.period), public=bytes([7]) * 32)
         stored = ring.to_store(key, ring.time.asked_for())
         self.assertEqual(ring.to_fetch(key), stored[:3] + stored[4:7])
 
