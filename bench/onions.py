@@ -28,7 +28,7 @@ from tests.live.support import MACRONODE, Daemon, http, new_node
 
 ROUNDS = int(os.environ.get("ONIONS_ROUNDS", "50"))
 # how many at once: how often
-BATCHES = {10: 3, 100: 1}
+BATCHES = {10: 3, 100: 3}
 MANY = max(BATCHES)
 STATUS_CALLS = {"one": 4000, "list": 1500}
 CLIENTS = (1, 8)

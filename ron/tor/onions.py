@@ -22,6 +22,7 @@ from ron.kernel.aio import occurred, within
 from ron.proto.errors import ErrorCode, RonError, bad_request
 from ron.tor.control import answered, ask
 from ron.tor.onionkeys import OnionKey, address_of
+from ron.tor.spent import close_spent
 
 UPLOAD_TIMEOUT_S = 60.0
 # A service whose introduction circuits do not come about asks no directory at all. It chose its points at the beginning
@@ -89,8 +90,9 @@ class TorOnions:
         self._watch = _UploadWatch()
 
     async def open(self) -> None:
-        """Listen to what becomes of descriptors."""
+        """Listen to what becomes of descriptors, and end the circuits that carried them."""
         await answered(self._reactor, self.control.add_event_listener("HS_DESC", self._watch.heard))
+        await close_spent(self._reactor, self.control)
 
     async def detached(self) -> frozenset[str]:
         """Addresses of the services that tor has already."""

@@ -43,7 +43,7 @@ class FakeTor(TestCase):
         self.answers: dict[str, list[str]] = {
             "GETINFO signal/names": ["250-signal/names=RELOAD", "250 OK"],
             "GETINFO version": ["250-version=0.4.9.11", "250 OK"],
-            "GETINFO events/names": ["250-events/names=HS_DESC CIRC CIRC_MINOR CIRC_BW", "250 OK"],
+            "GETINFO events/names": ["250-events/names=HS_DESC CIRC CIRC_MINOR CIRC_BW STREAM", "250 OK"],
             "GETINFO status/bootstrap-phase": [f"250-status/bootstrap-phase={DONE}", "250 OK"],
             "ADD_ONION": [f"250-ServiceID={SERVICE_ID}", "250 OK"],
             "GETINFO onions/detached": ["551 No onion services owned by this connection"],
