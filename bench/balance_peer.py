@@ -7,7 +7,6 @@ and one that a supervisor starts again at once. Nothing here waits longer than f
 
 from __future__ import annotations
 
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,14 +21,15 @@ from stem.control import Controller, EventType
 from bench import harness
 from bench.balance_tor import PlainTor, wait_points
 from ron.tor.onionkeys import onion_address
-from ron.tor.torrc import no_defaults
 from tests.live.cluster import network_down, network_up
+from tests.live.relays import MoreRelays
 from tests.live.support import until
 
 CAP_S = 300.0
 FIRST_S = 240.0
 AT_MOST = 5
 BACKENDS = 2
+SILENT_S = 3.0
 MORE_RELAYS, DIRECTORIES, WIDER_S = 5, 9, 150.0
 # It takes two introduction points of each.
 BOTH, ONE = range(3, 21), range(1, 3)
@@ -78,6 +78,10 @@ class Onionbalance:
             time.sleep(0.05)
         return None
 
+    def wait_silent(self) -> None:
+        """Until nothing has been uploaded for a while."""
+        until(lambda: time.monotonic() - max(self.uploads, default=0.0) > SILENT_S, CAP_S, "its uploads being done")
+
     def kill(self) -> None:
         """-9; its tor goes on."""
         if self._process is not None:
@@ -114,7 +118,7 @@ class _Scene:
         self._folder = folder
         self._tors: list[PlainTor] = []
         self._publishers: list[Onionbalance] = []
-        self._relays: list[subprocess.Popen[bytes]] = []
+        self._relays: MoreRelays | None = None
         self._end_s = float("inf")
 
     def play(self) -> dict[str, Any]:
@@ -133,20 +137,7 @@ class _Scene:
     def widen(self) -> None:
         """More relays. On fewer than eight directories Onionbalance looks for places without end, and publishes nothing
         (`hashring.get_responsible_hsdirs`)."""
-        relay = self._tornet / "relay1"
-        for number in range(MORE_RELAYS):
-            folder = self._folder / f"more{number}"
-            text = relay.with_suffix(".torrc").read_text().replace(str(relay), str(folder))
-            text = re.sub(r"(?m)^Nickname .*$", f"Nickname more{number}", text)
-            for option in ("ORPort", "DirPort", "ControlPort"):
-                there = rf"(?m)^({option} (?:127\.0\.0\.1:)?)[1-9]\d+"
-                text = re.sub(there, lambda found: f"{found[1]}{harness.free_port()}", text)
-            folder.mkdir(mode=0o700)
-            torrc = folder.with_suffix(".torrc")
-            torrc.write_text(text)
-            command = ["setpriv", "--pdeathsig", "KILL", "--", "tor", "-f", str(torrc)]
-            command += ["--defaults-torrc", str(no_defaults())]
-            self._relays.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        self._relays = MoreRelays(self._tornet, self._folder, MORE_RELAYS)
         client = PlainTor(self._tornet, self._folder / "counting")
         self._tors.append(client)
         until(lambda: client.directories() >= DIRECTORIES, WIDER_S, f"{DIRECTORIES} directories")
@@ -154,9 +145,8 @@ class _Scene:
     def end(self) -> None:
         for one in [*self._publishers, *self._tors]:
             one.end()
-        for relay in self._relays:
-            relay.kill()
-            relay.wait()
+        if self._relays is not None:
+            self._relays.end()
 
     def _make(self, number: int, testnet: bool) -> tuple[Onionbalance, PlainTor, PlainTor]:
         """A publisher, one of its backends, and a client."""
@@ -199,6 +189,8 @@ class _Scene:
         _first(publisher, client)
         took: list[float | None] = []
         while len(took) < AT_MOST and time.monotonic() < self._end_s - CAP_S / 2:
+            # what its tor has been given already goes on being uploaded, and is not the next one's
+            publisher.wait_silent()
             began_s = time.monotonic()
             publisher.kill()
             publisher.start()

@@ -23,6 +23,7 @@ from tests.live.support import until
 SIGNED = "balance_vault_sign_seconds"
 PATIENCE_S = 60.0
 SILENCE_S = 20.0
+VISITS = 20
 
 
 def measure(runs: int) -> dict[str, Any]:
@@ -76,7 +77,9 @@ def _two_dead(cluster: Cluster, uploads: Uploads) -> dict[str, Any]:
     upload = uploads.published(began_s, PATIENCE_S, besides=leader.name)
     took = round(upload.at_s - began_s, 2) if upload is not None else None
     cluster.wait_whole()
-    return {"published after, s": took, "heads": sorted(cluster.heads()), "reachable": cluster.reachable()}
+    failed = [problem for problem in (_visit(cluster) for _ in range(VISITS)) if problem]
+    heads = sorted(cluster.heads())
+    return {"published after, s": took, "heads": heads, "visits": VISITS, "failed": len(failed), "why": failed}
 
 
 def _three_dead(cluster: Cluster, uploads: Uploads) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def _three_dead(cluster: Cluster, uploads: Uploads) -> dict[str, Any]:
         "warnings": _warnings(cluster),
         "a refresh": asked.json().get("error", {}).get("message", asked.status),
         "published by one who had signed before": upload is not None,
-        "last descriptor answers": any(_visit(cluster) for _ in range(5)),
+        "last descriptor answers": any(not _visit(cluster) for _ in range(5)),
     }
 
 
@@ -104,10 +107,13 @@ def _warnings(cluster: Cluster) -> list[str]:
     return sorted({said for node in cluster.alive() for said in node.seen().get("warnings", ()) if SERVICE in said})
 
 
-def _visit(cluster: Cluster) -> bool:
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        return bool(cluster.get())
-    return False
+def _visit(cluster: Cluster) -> str:
+    """What went wrong, or nothing."""
+    try:
+        cluster.get()
+    except (OSError, http.client.HTTPException) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _signed(nodes: list[Node]) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""Heads that share their guards, on a network that is large enough for it. Needs tor; some eighty of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ron.services.balance.heads.guards import LAYER2_NODES, LAYER3_NODES, MIN_RELAYS, read_relays
+from tests.live.cluster import Cluster, Node, network_down, network_up
+from tests.live.relays import MoreRelays
+from tests.live.support import NO_TOR, until
+
+# Half of the relays of a young network are Stable: those that have run for longer than the other half.
+RELAYS = 2 * MIN_RELAYS + 4
+WIDER_S = 240.0
+# A node looks at once, when its tor has no consensus yet, and then every minute.
+PINNED_S = 150.0
+
+
+def told(node: Node, line: str, tor: str = "head") -> str:
+    """What a tor of `node` answers."""
+    folder = node.home / "tornet-joined"
+    port = json.loads((folder / "ports.json").read_text())[f"{tor}.control"]
+    cookie = (folder / tor / "control_auth_cookie").read_bytes()
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as control:
+        control.sendall(f"AUTHENTICATE {cookie.hex()}\r\n{line}\r\nQUIT\r\n".encode())
+        with control.makefile() as lines:
+            return lines.read()
+
+
+def pinned(node: Node) -> tuple[frozenset[str], frozenset[str]]:
+    """The layers that its head goes by: fingerprints."""
+    text = told(node, "GETCONF HSLayer2Nodes HSLayer3Nodes")
+    layers = (re.search(rf"HSLayer{number}Nodes=(.*)", text) for number in (2, 3))
+    second, third = (frozenset(re.findall(r"\$([0-9A-F]{40})", layer[1] if layer else "")) for layer in layers)
+    return second, third
+
+
+def introductions(node: Node) -> list[list[str]]:
+    """The paths of its introduction circuits: fingerprints, the guard first."""
+    lines = told(node, "GETINFO circuit-status").splitlines()
+    there = [line for line in lines if " BUILT " in line and "PURPOSE=HS_SERVICE_INTRO" in line]
+    return [re.findall(r"\$([0-9A-F]{40})", line) for line in there]
+
+
+class SharedGuards(SynchronousTestCase):
+    skip = NO_TOR
+    timeout = 900
+
+    def setUp(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="ron-vanguards-"))
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        network = folder / "net"
+        self.addCleanup(network_down, network)
+        network_up(network)
+        relays = MoreRelays(network, folder, RELAYS)
+        self.addCleanup(relays.end)
+        (folder / "cluster").mkdir(mode=0o700)
+        self.nodes = Cluster(folder / "cluster", nodes=3, network=network, balance="vanguards = true")
+        self.addCleanup(self.nodes.stop)
+
+    def same(self, wait_s: float = PINNED_S) -> tuple[frozenset[str], frozenset[str]]:
+        """What all heads go by, once it is the same for all."""
+
+        def agreed() -> Any:
+            seen = {pinned(node) for node in self.nodes.alive()}
+            return seen.pop() if len(seen) == 1 and all(next(iter(seen))) else None
+
+        found: tuple[frozenset[str], frozenset[str]] = until(agreed, wait_s, "all heads having the same guards")
+        return found
+
+    def test_every_head_goes_by_one_set_also_when_its_leader_dies(self) -> None:
+        self.nodes.start()
+        first = next(iter(self.nodes.nodes.values()))
+        until(lambda: len(read_relays(told(first, "GETINFO ns/all"))) >= MIN_RELAYS, WIDER_S, "a network large enough")
+        second, third = self.same()
+        self.assertEqual((len(second), len(third), second & third), (LAYER2_NODES, LAYER3_NODES, frozenset()))
+        # an address made now has all its circuits made now
+        self.nodes.add_service()
+        for node in self.nodes.alive():
+            paths = introductions(node)
+            self.assertGreaterEqual(len(paths), 3, node.name)
+            for path in paths:
+                self.assertIn(path[1], second, (node.name, path))
+                self.assertIn(path[2], third, (node.name, path))
+        leader = self.nodes.wait_leader()
+        leader.kill(tors=True)
+        self.nodes.wait_leader()
+        time.sleep(70)  # whoever leads now has looked once more
+        self.assertEqual(self.same(), (second, third))
+        leader.start()
+        self.nodes.wait_whole()
+        self.assertEqual(self.same(), (second, third))
+        until(self.nodes.reachable, 60, "a visitor getting in")
