@@ -169,14 +169,29 @@ async def _listener(reactor: Any, control: TorControlProtocol) -> str | None:
     return found[1] if found else None
 
 
-async def set_guards(reactor: Any, control: TorControlProtocol, layer2: Sequence[str], layer3: Sequence[str]) -> None:
+async def vanguards_lite(reactor: Any, control: TorControlProtocol) -> str:
+    """Whether this tor chooses second hops to keep: 0, 1 or auto. Raises `TorSilent`."""
+    answer: Deferred[dict[str, Any]] = control.get_conf("VanguardsLiteEnabled")
+    found = (await answered(reactor, answer))["VanguardsLiteEnabled"]
+    return found if found in ("0", "1") else "auto"
+
+
+async def set_guards(
+    reactor: Any, control: TorControlProtocol, layer2: Sequence[str], layer3: Sequence[str], *, otherwise: str
+) -> None:
     """Second and third hops of this tor's onion circuits are among these relays (fingerprints of 40 hex digits);
-    an empty layer is tor's own choice again. Raises BadRequest, `TorSilent`, and `RonError` when tor refuses."""
+    an empty layer is tor's own choice again.
+
+    otherwise: `vanguards_lite` as it was before. A tor that has it at 0, as on a small network, takes HSLayer2Nodes and
+    HSLayer3Nodes and goes by neither (0.4.9). Raises BadRequest, `TorSilent`, and `RonError` when tor refuses.
+    """
     if not all(_FINGERPRINT.match(one) for one in (*layer2, *layer3)):
         raise bad_request("a relay's fingerprint has 40 hex digits, upper case")
-    for option, nodes in (("HSLayer2Nodes", layer2), ("HSLayer3Nodes", layer3)):
-        listed = ",".join(f"${one}" for one in nodes)
-        await told(reactor, control, f'SETCONF {option}="{listed}"' if listed else f"RESETCONF {option}")
+    layers = {"HSLayer2Nodes": layer2, "HSLayer3Nodes": layer3}
+    values = [f'{name}="{",".join(f"${one}" for one in nodes)}"' if nodes else name for name, nodes in layers.items()]
+    # all in one: a circuit that is built in between would be kept with half of it
+    values.append(f"VanguardsLiteEnabled={'1' if layer2 or layer3 else otherwise}")
+    await told(reactor, control, " ".join(["RESETCONF", *values]))
 
 
 async def told(reactor: Any, control: TorControlProtocol, command: str) -> None:

@@ -29,7 +29,7 @@ from ron.services.balance.heads.sensor import Sensor
 from ron.services.balance.heads.siege import SHORT_S, Siege
 from ron.services.balance.heads.visits import Visits
 from ron.tor.attached import AttachedTor, TorHost
-from ron.tor.backendonion import read_circuit, set_guards
+from ron.tor.backendonion import read_circuit, set_guards, vanguards_lite
 
 EVERY_S = 1.0
 # Uploads come in tens.
@@ -88,6 +88,7 @@ class TorHead:
         )
         self._attached = AttachedTor(reactor, name=tor, host=host, on_up=self._came_up, on_down=self._went_down)
         self._guards: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._lite: str | None = None
         self._up = False
         self._was_up = False
         self._rest_until_s = 0.0
@@ -178,7 +179,13 @@ class TorHead:
         Raises BadRequest, `TorSilent`, and `RonError` when tor refuses."""
         self._guards = (tuple(layer2), tuple(layer3))
         if self._attached.control is not None and self._up:
-            await set_guards(self._reactor, self._attached.control, *self._guards)
+            await self._pin(self._attached.control)
+
+    async def _pin(self, control: TorControlProtocol) -> None:
+        if self._guards is not None:
+            if self._lite is None:
+                self._lite = await vanguards_lite(self._reactor, control)
+            await set_guards(self._reactor, control, *self._guards, otherwise=self._lite)
 
     # What tor tells
 
@@ -189,8 +196,7 @@ class TorHead:
             await listen(self._reactor, control, {**circuit, "HS_DESC": self._uploaded})
             await self._onions.attach(control)
             await self._sensor.open(control)
-            if self._guards is not None:
-                await set_guards(self._reactor, control, *self._guards)
+            await self._pin(control)
             self._up = True
         finally:
             self._one.release()
