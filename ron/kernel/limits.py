@@ -150,6 +150,10 @@ class Peer:
         if wait_s:
             raise too_many("bytes", "too many bytes a second to and from this peer", wait_s=wait_s)
 
+    def owes(self, now_s: float) -> bool:
+        """True while `check_bytes` would refuse."""
+        return self._bytes.wait_s(1.0, now_s) > 0.0
+
     def charge_bytes(self, count: int) -> None:
         """`count` bytes came from it or went to it. Never refuses; the next request or body pays."""
         self._bytes.spend(count)

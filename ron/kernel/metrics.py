@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from ron.kernel.health import HealthState
+from ron.kernel.tally import Tallies
 
 _LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 MergeRule = Literal["sum", "min", "max"]
@@ -75,6 +76,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # what is counted in plain numbers is added up before anything else is read
+        self.tallies = Tallies()
+        self.registry.register(self.tallies)
         self.merge_rules: dict[str, MergeRule] = {
             "config_version": "max",  # the node's own; children count what they were given from 1
             "node_ready": "min",

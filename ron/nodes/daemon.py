@@ -19,7 +19,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.usage import Options, UsageError
 
-from ron.kernel import Config, KernelEvent, wait_for_ctrl_c
+from ron.kernel import Config, KernelEvent, memory, wait_for_ctrl_c
 from ron.kernel.config import ConfigError, Layers
 from ron.kernel.signals import on_hangup
 from ron.nodes.runtime import Runtime
@@ -90,6 +90,7 @@ class Daemon(Service):
         self.runtime.reactor.callWhenRunning(self._heed_signals)
         self.runtime.start()
         self._begun = Deferred.fromCoroutine(self.begin())
+        self._begun.addCallback(lambda _none: memory.settle())
         self._begun.addErrback(self._could_not_begin)
 
     def stopService(self) -> Deferred[None]:

@@ -92,7 +92,7 @@ class Accepted(Connection):
             self._forget(number)
         jobs, self._jobs = self._jobs, {}
         for job in jobs.values():
-            job.cancel()
+            job.give_up()
         if self._peer is not None:
             self.server.peers.disconnect(self.peer_name)
             self.server.open_connections.dec()
@@ -176,7 +176,7 @@ class Accepted(Connection):
         if self._greeted:  # nobody stretches the handshake by dripping
             self._since_s = now_s
         cast(Peer, self._peer).charge_bytes(size)
-        self.server.metrics.bytes_in.inc(size)
+        self.server.bytes_in.inc(size)
         if self._receiving is not None:
             self._receiving.moved(size, now_s)
         super().dataReceived(data)
@@ -198,7 +198,7 @@ class Accepted(Connection):
         """Send `frame` and count it."""
         super().write(frame)
         size = len(frame.payload)
-        self.server.metrics.bytes_out.inc(size)
+        self.server.bytes_out.inc(size)
         if self._peer is not None:
             self._peer.charge_bytes(size)
 
@@ -343,5 +343,5 @@ class Accepted(Connection):
         proto = job.proto if job is not None else incoming.begin.app_proto_id if incoming is not None else CONTROL
         self._forget(number)
         if job is not None:
-            job.cancel()
+            job.give_up()
         self.refuse(RonError(ErrorCode.TIMEOUT, "cancelled", status=_TIMEOUT_STATUS), number, proto)

@@ -17,10 +17,12 @@ from twisted.internet.protocol import Factory
 
 import ron
 from ron.kernel.aio import occurred, within
+from ron.kernel.deadlines import Deadlines
 from ron.kernel.limits import Concurrency, PeerTable
 from ron.kernel.limits_config import LimitsConfig
 from ron.kernel.metrics import Metrics
 from ron.kernel.openspans import OpenSpans
+from ron.kernel.tally import Tally
 from ron.kernel.tracing import Tracing
 from ron.oap.accepted import Accepted
 from ron.oap.hello import MAX_INFLIGHT, HelloAnswer
@@ -71,15 +73,19 @@ class OapServer(Factory):
         self.spans = spans
         self.name = name
         self.deadline_s = deadline_s
+        self.deadlines = Deadlines(reactor, deadline_s)
         self.buffer_bytes = buffer_bytes
         self.offer = offer or HelloAnswer(server_version=ron.__version__, max_inflight=MAX_INFLIGHT)
         self.buffered = 0
         self.draining = False
         self.connections: set[Accepted] = set()
-        self.latency = metrics.request_latency.labels(name, "OAP")
-        self.inflight = metrics.inflight.labels(name)
+        self.latency = metrics.tallies.timing(metrics.request_latency.labels(name, "OAP"))
+        self.bytes_in, self.bytes_out = metrics.tallies.of(metrics.bytes_in), metrics.tallies.of(metrics.bytes_out)
+        self.inflight = metrics.tallies.of(metrics.inflight.labels(name))
         self.open_connections = metrics.open_connections.labels(name)
         self._rng = rng or random.SystemRandom()
+        # labels() costs as much as the rest of it
+        self._statuses: dict[int, Tally] = {}
 
     def buildProtocol(self, addr: IAddress | None) -> Accepted:
         """One connection."""
@@ -119,4 +125,9 @@ class OapServer(Factory):
 
     def count(self, code: int) -> None:
         """One answer."""
-        self.metrics.http_requests.labels(self.name, "OAP", code or 200).inc()
+        counter = self._statuses.get(code)
+        if counter is None:
+            counter = self._statuses[code] = self.metrics.tallies.of(
+                self.metrics.http_requests.labels(self.name, "OAP", code or 200)
+            )
+        counter.inc()

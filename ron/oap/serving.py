@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeadlineError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ron.kernel import correlation
-from ron.kernel.aio import within
 from ron.kernel.tracing import Span
 from ron.oap import hello
 from ron.oap.connection import packed, pieces
@@ -21,7 +19,7 @@ from ron.oap.frames import Flags, Frame
 from ron.oap.messages import Request, Response
 from ron.proto.clock import now_rfc3339
 from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
-from ron.proto.ids import uuid7
+from ron.proto.ids import uuid7_text
 
 if TYPE_CHECKING:
     from ron.oap.accepted import Accepted, Incoming
@@ -43,11 +41,11 @@ class Job:
         self._status = 0
         self._began_s = connection.reactor.seconds()
         origin = connection.announced.take(begin.corr_id)
-        self._corr_id = origin.corr_id or str(uuid7())
+        self._corr_id = origin.corr_id or uuid7_text()
         self._span = self._start_span(origin.parent)
         self._request = self._make_request(begin, incoming.assembly.whole())
         self._work: Deferred[None] | None = None
-        self._unwanted = False
+        self._unwanted = self._late = self._handled = False
 
     def start(self) -> None:
         """Begin. What the handler causes belongs to the request's correlation id."""
@@ -57,10 +55,18 @@ class Job:
             work = self._work = Deferred.fromCoroutine(self._run())
         finally:
             correlation.end(mark)
+        if not self._handled:
+            self._server.deadlines.begin(self)
         work.addErrback(self._failed)
         work.addBoth(self._ended)
 
     def cancel(self) -> None:
+        """The handler's time is over."""
+        self._late = True
+        if self._work is not None:
+            self._work.cancel()
+
+    def give_up(self) -> None:
         """Nobody wants the answer any more."""
         self._unwanted = True
         if self._work is not None:
@@ -82,21 +88,18 @@ class Job:
 
     async def _handle(self) -> Response:
         try:
-            response = await within(self._connection.reactor, self._server.deadline_s, self._begin_handler())
-        except DeadlineError:
+            response = await self._server.handler(self._request)
+        except CancelledError:
+            if not self._late:
+                raise unavailable("the request was given up") from None
             self._server.metrics.io_timeouts.labels(self._server.name).inc()
             raise RonError(ErrorCode.TIMEOUT, f"no answer within {self._server.deadline_s:g} s") from None
-        except CancelledError:
-            raise unavailable("the request was given up") from None
+        finally:
+            self._server.deadlines.end(self)
+            self._handled = True
         if hello.is_refusal(response.code):
             raise RonError(ErrorCode.INTERNAL, f"an answer with the code {response.code}")
         return response
-
-    def _begin_handler(self) -> Deferred[Response]:
-        async def whole() -> Response:
-            return await self._server.handler(self._request)
-
-        return Deferred.fromCoroutine(whole())
 
     async def _answer(self, response: Response) -> None:
         compress = response.compress and self._compress

@@ -16,10 +16,13 @@ from twisted.web import http
 
 from ron.kernel.limits import Pace, Peer, Refused, peer_name
 from ron.proto.errors import ErrorCode, RonError, bad_request
+from ron.web.express import ExpressRequest, Head, taken
 from ron.web.head import answer_head, error_answer
+from ron.web.sending import sent_at_once, unsent
 
 if TYPE_CHECKING:
-    from ron.web.request import RonRequest
+    from ron.web.endpoint import BoundEndpoint
+    from ron.web.request import AnyRequest
     from ron.web.site import RonSite
     from ron.web.websocket import WebSocket
 
@@ -42,17 +45,20 @@ class RonChannel(http.HTTPChannel):
     """
 
     site: RonSite
-    requests: list[RonRequest]
+    requests: list[AnyRequest]
     peer: Peer | None = None
     receiving: Pace | None = None
+    early: Head | None = None
     _sending: Pace | None = None
     _unsent_bytes = 0
     _since_s = 0.0
     _watch: IDelayedCall | None = None
-    _held: RonRequest | None = None
+    _held: AnyRequest | None = None
     _penalty: IDelayedCall | None = None
+    _served = False
     _turned_away = False
     _replaying = False
+    _stalled = False
     _socket: WebSocket | None = None
 
     # -- coming and going -------------------------------------------------------------------------------------------
@@ -125,13 +131,19 @@ class RonChannel(http.HTTPChannel):
     def busy(self) -> bool:
         """True while a request is being received or answered; sending the rest of an answer is not being busy, and a
         WebSocket has nothing to finish."""
-        return bool(self.requests) and self._held is None and self._socket is None
+        return self.early is not None or (bool(self.requests) and self._held is None and self._socket is None)
 
     # -- how long it may take ---------------------------------------------------------------------------------------
 
     @property
     def _read_idle_s(self) -> float:
         return self.site.edge.limits.read_idle_ms / 1000.0
+
+    @property
+    def _idle_s(self) -> float:
+        """Between requests. A connection that has not asked anything yet is given the time of a head, and no more."""
+        idle_ms = self.site.edge.limits.idle_ms
+        return idle_ms / 1000.0 if idle_ms and self._served else self._read_idle_s
 
     @property
     def _write_timeout_s(self) -> float:
@@ -167,8 +179,10 @@ class RonChannel(http.HTTPChannel):
             return now_s + self._read_idle_s, ""
         if self.receiving is not None:
             return self.receiving.due_s(), "slow_body"
+        if not (self.requests or self._buffer):
+            return self._since_s + self._idle_s, ""
         # absolute: from the head's first byte, whatever drips in after it
-        return self._since_s + self._read_idle_s, "slow_head" if self.requests or self._buffer else ""
+        return self._since_s + self._read_idle_s, "slow_head"
 
     def _give_up(self, reason: str) -> None:
         if reason in {"turned_away", "slow_reader"}:
@@ -193,14 +207,14 @@ class RonChannel(http.HTTPChannel):
     def _watch_sending(self) -> None:
         if self._sending is None:
             self._sending = Pace(self._write_timeout_s, MIN_BYTES_PER_S, self.site.reactor.seconds())
-            self._unsent_bytes = _unsent(self.transport)
+            self._unsent_bytes = unsent(self.transport)
             self._look_in(self._write_timeout_s / 4)
 
     def _note_sent(self, now_s: float) -> None:
-        unsent = _unsent(self.transport)
-        if unsent < self._unsent_bytes:
-            cast(Pace, self._sending).moved(self._unsent_bytes - unsent, now_s)
-        self._unsent_bytes = unsent
+        left = unsent(self.transport)
+        if left < self._unsent_bytes:
+            cast(Pace, self._sending).moved(self._unsent_bytes - left, now_s)
+        self._unsent_bytes = left
 
     # -- bytes in and out -------------------------------------------------------------------------------------------
 
@@ -210,10 +224,37 @@ class RonChannel(http.HTTPChannel):
             return
         if not self.requests and not self._buffer:
             self._since_s = self.site.reactor.seconds()
+            if self._served and self.site.edge.limits.idle_ms:
+                # it may have been given longer to be idle
+                self._look_in(self._read_idle_s)
         if not self._replaying:
             cast(Peer, self.peer).charge_bytes(len(data))
             self.site.edge.traffic.received(len(data))
+        if not taken(self, data):
+            self.long_way(data)
+
+    def long_way(self, data: bytes) -> None:
+        """Twisted takes it apart."""
         super().dataReceived(data)
+
+    def begin(self, request: ExpressRequest, endpoint: BoundEndpoint) -> None:
+        """Answer it, in the state in which Twisted works on a request: what comes meanwhile waits in its buffer."""
+        self.receiving = None
+        self.requests.append(request)
+        self._handlingRequest, self.line_mode = True, 0
+        request.process(endpoint)
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing of a request is here, not even the blank line that Twisted passes over before one."""
+        return (
+            not self.requests
+            and not self._buffer
+            and not self._busyReceiving
+            and self.line_mode == 1
+            and self._HTTPChannel__first_line == 1  # type: ignore[attr-defined]
+            and not cast(Any, self.transport).disconnecting
+        )
 
     def write(self, data: bytes) -> None:
         """Send `data` of an answer."""
@@ -221,7 +262,7 @@ class RonChannel(http.HTTPChannel):
         self.site.edge.traffic.sent(len(data))
         transport: object = self.transport
         if isinstance(transport, Connection):
-            data = data[_sent_at_once(transport, data) :]
+            data = data[sent_at_once(transport, data) :]
             if not data:
                 return
         cast(ITransport, transport).write(data)
@@ -233,6 +274,7 @@ class RonChannel(http.HTTPChannel):
         """
         super().pauseProducing()
         self._networkProducer.pauseProducing()
+        self._stalled = True
         self._watch_sending()
 
     def resumeProducing(self) -> None:
@@ -263,7 +305,7 @@ class RonChannel(http.HTTPChannel):
         """True while the next request of the pipeline has to wait."""
         return self._waitingForTransport or self._penalty is not None
 
-    def requestDone(self, request: RonRequest) -> None:
+    def requestDone(self, request: AnyRequest) -> None:
         """`request` was answered. The next one in the pipeline waits until the client has taken that answer.
 
         Otherwise a kilobyte of pipelined requests would put hundreds of answers into our memory.
@@ -272,7 +314,13 @@ class RonChannel(http.HTTPChannel):
             self._held = request
             return
         self._since_s = self.site.reactor.seconds()
-        self._replaying = True
+        self._served = True
+        if not (self._dataBuffer or self._stalled) and self.persistent and request is self.requests[0]:
+            # all that Twisted would do: nothing came meanwhile, and reading has gone on
+            del self.requests[0]
+            self._handlingRequest, self.line_mode = False, 1
+            return
+        self._replaying, self._stalled = True, False
         try:
             super().requestDone(request)
         finally:
@@ -346,21 +394,3 @@ class RonChannel(http.HTTPChannel):
         cast(ITransport, self.transport).write(head + answer.body)
         self.site.count_refusal(error)
         self.site.edge.count_stranger("-", error.status)
-
-
-def _sent_at_once(transport: Connection, data: bytes) -> int:
-    """How many bytes the socket took. Where nothing else waits there is no need to wait for the reactor to say that it
-    is writable: that is three system calls more for each answer."""
-    if transport.disconnecting or not transport.connected or _unsent(transport):
-        return 0
-    sent = transport.writeSomeData(data)
-    # what is no number is an error, which the ordinary way finds, too
-    return sent if isinstance(sent, int) else 0
-
-
-def _unsent(transport: Any) -> int:
-    """Bytes in our own buffers on their way out; 0 for a transport that keeps none. Below TLS lies the socket's."""
-    while (below := getattr(transport, "transport", None)) is not None:
-        transport = below
-    waiting = len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
-    return waiting + int(getattr(transport, "_tempDataLen", 0))

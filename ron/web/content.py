@@ -6,12 +6,15 @@ In: an `Asset` and the request's headers. Out: status, headers and the bytes to 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ron.proto.assets import Asset
 from ron.proto.errors import ErrorCode, RonError
 
+# What an answer in JSON says of itself. One object, so that its bytes are known too (`ron.web.head`).
+JSON_HEADERS: Mapping[str, str] = MappingProxyType({"Content-Type": "application/json", "Cache-Control": "no-store"})
 _RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
 
 
@@ -28,7 +31,7 @@ class Answer(NamedTuple):
     """What goes on the wire. takes_over: made with the channel, whose connection is its own after this answer (101)."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
     takes_over: Callable[[Any], Any] | None = None
 

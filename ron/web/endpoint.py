@@ -10,28 +10,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeadlineError
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ron.auth import Capability, Wanted
 from ron.kernel import correlation
+from ron.kernel.deadlines import Deadlines
 from ron.kernel.inflate import inflate
 from ron.kernel.limits import Refused
+from ron.kernel.tally import Tally, TimeTally
 from ron.kernel.tracing import Span
 from ron.proto.assets import Asset
 from ron.proto.errors import ErrorCode, RonError, bad_request
-from ron.proto.ids import is_uuid, uuid7
-from ron.web.content import Answer, Raw, answer_asset
+from ron.proto.ids import is_uuid
+from ron.proto.strictjson import strict_decoder
+from ron.web.content import JSON_HEADERS, Answer, Raw, answer_asset
 from ron.web.head import error_answer
 
 if TYPE_CHECKING:
-    from ron.web.request import RonRequest
+    from ron.web.request import AnyRequest, RonRequest
     from ron.web.site import Edge
 
 DEADLINE_S = 30.0
@@ -91,10 +93,12 @@ class Endpoint:
 
     path: segments, `<name>` for a parameter (`/v1/ack/<msg_id>`); `<path:name>` takes the rest (not for hot ones).
     scope: what a capability must cover; None makes the endpoint public. enforces: resource caveats the handler checks.
-    body: the DTO, a `msgspec.Struct` with `forbid_unknown_fields`. bare: the body may be left out.
+    body: the DTO, a `msgspec.Struct` with `forbid_unknown_fields`; `bytes` for a protocol whose bodies are no JSON.
+    bare: the body may be left out.
     hot: skip Klein's routing, for measured hot routes.
     deadline_s: the handler is cancelled after that and the caller told `Timeout`.
     writes: it changes what is stored; refused first when the promise burns, and while a store is down.
+    span: the name of its spans; method and path where it has none.
     gate: it may ask for proof of work. waits: a long poll or as long as its caller wishes; it takes no place among what
     is worked on at a time, and its time says nothing about the promise. vital: answered under any load (health).
     """
@@ -103,7 +107,7 @@ class Endpoint:
     path: str
     handler: Callable[..., Any]
     scope: str | None
-    body: type[msgspec.Struct] | None = None
+    body: type[msgspec.Struct] | type[bytes] | None = None
     enforces: frozenset[str] = frozenset()
     hot: bool = False
     deadline_s: float = DEADLINE_S
@@ -112,19 +116,19 @@ class Endpoint:
     waits: bool = False
     vital: bool = False
     bare: bool = False
+    span: str = ""
 
 
 @dataclass(slots=True)
 class _Turn:
     """One call on its way through the pipeline. moved_bytes: of the request's body, as it came."""
 
-    request: RonRequest
+    request: AnyRequest
     corr_id: str
     started_s: float
     span: Span | None = None
     capability: Capability | None = None
     moved_bytes: int = 0
-    deadline: IDelayedCall | None = None
 
 
 @dataclass(slots=True)
@@ -134,19 +138,25 @@ class BoundEndpoint:
     spec: Endpoint
     edge: Edge
     _decode: Callable[[bytes], Any] = field(init=False)
-    _latency: Any = field(init=False)
-    _inflight: Any = field(init=False)
+    _latency: TimeTally = field(init=False)
+    _inflight: Tally = field(init=False)
     _takes_place: bool = field(init=False)
-    _statuses: dict[int, Any] = field(init=False, default_factory=dict)
+    _deadlines: Deadlines = field(init=False)
+    _path: bytes = field(init=False)
+    _wanted: Wanted | None = field(init=False)
+    _statuses: dict[int, Tally] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         spec, metrics = self.spec, self.edge.metrics
-        self._decode = msgspec.json.Decoder(spec.body, strict=True).decode if spec.body else _no_body
-        self._latency = metrics.request_latency.labels(spec.path, spec.method)
-        self._inflight = metrics.inflight.labels(spec.path)
+        self._decode = _decoder_of(spec.body)
+        self._latency = metrics.tallies.timing(metrics.request_latency.labels(spec.path, spec.method))
+        self._inflight = metrics.tallies.of(metrics.inflight.labels(spec.path))
         self._takes_place = not (spec.waits or spec.vital)
+        self._deadlines = Deadlines(self.edge.reactor, spec.deadline_s)
+        self._path = spec.path.encode("ascii", "replace")
+        self._wanted = self._wanted_at(spec.path)
 
-    def answer(self, request: RonRequest, params: dict[str, str]) -> None:
+    def answer(self, request: AnyRequest, params: dict[str, str]) -> None:
         """Run the pipeline and finish `request`. Never raises."""
         edge = self.edge
         turn = _Turn(request, correlation_id(request), edge.monotonic())
@@ -161,7 +171,7 @@ class BoundEndpoint:
             turn.span = edge.trace(self.spec, request, turn.corr_id)
             outcome = self._start(turn, params)
             # in this order: most are coroutines, and asking an abstract class is dear
-            waits = isinstance(outcome, CoroutineType | Awaitable)
+            waits = type(outcome) is CoroutineType or isinstance(outcome, Awaitable)
             answer = None if waits else _encode(outcome, request)
         except RonError as error:
             self._refuse(error, turn)
@@ -191,11 +201,12 @@ class BoundEndpoint:
 
     def _start(self, turn: _Turn, params: dict[str, str]) -> Any:
         spec, edge, request = self.spec, self.edge, turn.request
-        path = request.path.decode("ascii", "replace")
+        plain = request.path == self._path
+        path = spec.path if plain else request.path.decode("ascii", "replace")
         peer = getattr(request.client, "host", None) or ""
         call = Call(turn.corr_id, spec.method, path, peer, query=request.args or {})
-        if spec.scope is not None:
-            wanted = Wanted(spec.scope, spec.method, path, spec.enforces)
+        wanted = self._wanted if plain else self._wanted_at(path)
+        if wanted is not None:
             call.capability = turn.capability = edge.authority.admit(bearer(request), wanted)
         if spec.gate:
             edge.gate(call, request, spec)
@@ -205,7 +216,11 @@ class BoundEndpoint:
             return spec.handler(call, **params)
         return spec.handler(call, self._dto(body, request), **params)
 
-    def _dto(self, body: bytes, request: RonRequest) -> Any:
+    def _wanted_at(self, path: str) -> Wanted | None:
+        spec = self.spec
+        return Wanted(spec.scope, spec.method, path, spec.enforces) if spec.scope is not None else None
+
+    def _dto(self, body: bytes, request: AnyRequest) -> Any:
         encoding = request.content_encoding()
         if encoding and self.spec.body is not None:
             ratio = self.edge.limits.decompress_ratio
@@ -221,16 +236,16 @@ class BoundEndpoint:
         deferred: Deferred[Any] = outcome if isinstance(outcome, Deferred) else ensureDeferred(outcome)  # type: ignore[arg-type]
         if not deferred.called or deferred.paused:
             # `addTimeout` and `notifyFinish` do the same with four more callbacks for each call
-            turn.deadline = self.edge.reactor.callLater(self.spec.deadline_s, deferred.cancel)
+            self._deadlines.begin(deferred)
             turn.request.working = deferred
         deferred.addBoth(self._outcome, turn)
         deferred.addErrback(_answering_failed)
 
     def _outcome(self, outcome: Any, turn: _Turn) -> None:
         """Answer with what came of it."""
-        turn.request.working = None
-        if turn.deadline is not None and turn.deadline.active():
-            turn.deadline.cancel()
+        working, turn.request.working = turn.request.working, None
+        if working is not None:
+            self._deadlines.end(working)
         if isinstance(outcome, Failure):
             self._fail(outcome, turn)
             return
@@ -271,13 +286,16 @@ class BoundEndpoint:
     def _count(self, status: int) -> None:
         counter = self._statuses.get(status)
         if counter is None:
-            counter = self.edge.metrics.http_requests.labels(self.spec.path, self.spec.method, status)
+            metrics = self.edge.metrics
+            counter = metrics.tallies.of(metrics.http_requests.labels(self.spec.path, self.spec.method, status))
             self._statuses[status] = counter
         counter.inc()
 
 
-def _encode(outcome: Any, request: RonRequest) -> Answer:
+def _encode(outcome: Any, request: AnyRequest) -> Answer:
     """What a handler returned, ready for the wire. Raises `RonError` 416, or whatever its encoding raises."""
+    if isinstance(outcome, msgspec.Struct):
+        return Answer(200, JSON_HEADERS, msgspec.json.encode(outcome))
     if isinstance(outcome, Asset):
         return answer_asset(
             outcome,
@@ -287,25 +305,25 @@ def _encode(outcome: Any, request: RonRequest) -> Answer:
             if_range=request.header("if-range"),
         )
     if isinstance(outcome, Upgrade):
-        return outcome.answer(request)
+        # it begins with a GET, which never goes the short way
+        return outcome.answer(cast("RonRequest", request))
     if isinstance(outcome, Raw):
         headers = {"Content-Type": outcome.content_type, "Cache-Control": "no-store", **(outcome.headers or {})}
         return Answer(outcome.status, headers, outcome.body)
-    headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
-    return Answer(200, headers, msgspec.json.encode(outcome))
+    return Answer(200, JSON_HEADERS, msgspec.json.encode(outcome))
 
 
 def _answering_failed(failure: Failure) -> None:
     _log.failure("answering failed", failure, event="answer_failed")
 
 
-def correlation_id(request: RonRequest) -> str:
-    """The caller's `X-Corr-ID` when it is a UUID, else a new UUIDv7."""
+def correlation_id(request: AnyRequest) -> str:
+    """The caller's `X-Corr-ID` when it is a UUID, else a new one of the site's."""
     given = request.header("x-corr-id")
-    return given if given is not None and is_uuid(given) else str(uuid7())
+    return given if given is not None and is_uuid(given) else request.site.new_corr_id()
 
 
-def send(answer: Answer, request: RonRequest, corr_id: str) -> None:
+def send(answer: Answer, request: AnyRequest, corr_id: str) -> None:
     """Put `answer` on the wire, unless the client has gone."""
     if not (request._disconnected or request.finished):
         request.respond(answer, corr_id)
@@ -321,7 +339,7 @@ def _as_ron_error(failure: Failure, corr_id: str, route: str) -> RonError:
     return RonError(ErrorCode.INTERNAL, "internal error", hint="the node's log has it under this correlation id")
 
 
-def bearer(request: RonRequest) -> str | None:
+def bearer(request: AnyRequest) -> str | None:
     """The token that the request carries."""
     value = request.header("authorization")
     if value is None:
@@ -332,6 +350,16 @@ def bearer(request: RonRequest) -> str | None:
 
 def _plain(error: msgspec.ValidationError) -> str:
     return str(error).replace("`", "").replace("$.", "").replace("Object ", "the body ")
+
+
+def _decoder_of(body: type[Any] | None) -> Callable[[bytes], Any]:
+    if body is bytes:
+        return _as_it_came
+    return strict_decoder(body) if body is not None else _no_body
+
+
+def _as_it_came(body: bytes) -> bytes:
+    return body
 
 
 def _no_body(_body: bytes) -> NoReturn:

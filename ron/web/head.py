@@ -15,8 +15,8 @@ from twisted.web.http import RESPONSES, datetimeToString
 
 from ron.proto.clock import now_rfc3339
 from ron.proto.errors import RonError, envelope
-from ron.proto.ids import uuid7
-from ron.web.content import Answer
+from ron.proto.ids import uuid7_text
+from ron.web.content import JSON_HEADERS, Answer
 
 _SECURITY_HEADERS = (
     b"X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCross-Origin-Resource-Policy: same-origin\r\n"
@@ -36,6 +36,11 @@ def answer_head(answer: Answer, version: bytes, corr_id: str | None, *, close: b
     version: the request's, `HTTP/1.1` or `HTTP/1.0`. close: say that the connection ends with this answer. A line end
     in a header's value becomes a space, so that no value can add a header.
     """
+    if answer.headers is JSON_HEADERS and corr_id is not None and not close:
+        return _json_head(version, answer.status, int(time.time())) + b"%d\r\nX-Corr-ID: %s\r\n\r\n" % (
+            len(answer.body),
+            corr_id.encode("ascii"),
+        )
     lines = [f"{name}: {value}\r\n" for name, value in answer.headers.items()]
     fields = "".join(lines)
     if fields.count("\n") != len(lines) or fields.count("\r") != len(lines):
@@ -62,7 +67,7 @@ def error_answer(error: RonError, request_id: str | None = None) -> Answer:
 
     request_id: a new one when not given.
     """
-    request_id = request_id or str(uuid7())
+    request_id = request_id or uuid7_text()
     headers = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Request-ID": request_id}
     headers.update(error.headers)
     if error.status in {429, 503}:
@@ -74,6 +79,14 @@ def error_answer(error: RonError, request_id: str | None = None) -> Answer:
 @lru_cache(maxsize=256)
 def _status_line(version: bytes, status: int) -> bytes:
     return b"%s %d %s\r\n" % (version, status, RESPONSES.get(status, b"Unknown Status"))
+
+
+@lru_cache(maxsize=16)
+def _json_head(version: bytes, status: int, unix_s: int) -> bytes:
+    """Of an answer with `JSON_HEADERS`, up to the number of its bytes."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in JSON_HEADERS.items()).encode("ascii")
+    line, date = _status_line(version, status), _date_line(unix_s)
+    return b"".join((line, date, _SECURITY_HEADERS, fields, b"Content-Length: "))
 
 
 # refusals come in floods, and formatting a time costs as much as the rest of the envelope

@@ -17,15 +17,14 @@ from ron.kernel.limits import Peer, Refused
 from ron.proto.errors import ErrorCode, RonError, bad_request, too_large
 from ron.web.channel import RonChannel
 from ron.web.content import Answer
-from ron.web.head import answer_head, is_bodiless
+from ron.web.express import ExpressRequest
+from ron.web.turn import Exchange
 
 if TYPE_CHECKING:
     from ron.web.site import RonSite
 
 # A client that is still sending its oversized body is read from for this long, so that it sees the 413 (RFC 9112 §9.6).
 LINGER_LIMIT_BYTES = 64 * 1024 * 1024
-# Head and body go out in one piece up to here; copying a larger body costs more than a second write.
-_ONE_PIECE_BYTES = 64 * 1024
 
 
 class _Nowhere(io.BytesIO):
@@ -35,7 +34,7 @@ class _Nowhere(io.BytesIO):
         return len(chunk)
 
 
-class RonRequest(server.Request):
+class RonRequest(server.Request, Exchange):
     """A request that refuses an oversized body at its first byte too many."""
 
     site: RonSite
@@ -44,7 +43,6 @@ class RonRequest(server.Request):
     # whoever works on it; cancelled when the client goes
     working: Deferred[Any] | None = None
     _received = 0
-    _stream_of: Peer | None = None
 
     def gotLength(self, length: int | None) -> None:
         """The headers are in: refuse by the declared length, otherwise make room for the body."""
@@ -91,9 +89,9 @@ class RonRequest(server.Request):
         hot = site.hot(self.method, self.path)
         if hot is not None:
             endpoint, params = hot
-            if endpoint.spec.vital or self._admitted():
+            if endpoint.spec.vital or self.admitted():
                 endpoint.answer(self, params)
-        elif not self._admitted():
+        elif not self.admitted():
             return
         elif not self._is_text():
             site.refuse(self, bad_request("path or Host header is not UTF-8", "percent-encode UTF-8 bytes"))
@@ -103,18 +101,6 @@ class RonRequest(server.Request):
             site.refuse(self, error)
         else:
             super().process()
-
-    def _admitted(self) -> bool:
-        """True when the peer may have one more request answered; otherwise it has been told."""
-        peer = cast(Peer, self.channel.peer)
-        try:
-            peer.open_stream(self.site.reactor.seconds())
-        except Refused as error:
-            self.channel.penalise()
-            self.site.refuse(self, error)
-            return False
-        self._stream_of = peer
-        return True
 
     def _is_text(self) -> bool:
         """Klein answers what it cannot decode itself, without the envelope and with a traceback in the log."""
@@ -139,41 +125,27 @@ class RonRequest(server.Request):
         return b", ".join(self.requestHeaders.getRawHeaders(b"Content-Encoding", ())).decode("latin-1")
 
     def respond(self, answer: Answer, corr_id: str) -> None:
-        """Send `answer` whole and end the request, past Twisted's header objects: they were a fifth of a small one."""
-        channel, status = self.channel, answer.status
-        head = answer_head(answer, self.clientproto, corr_id, close=not channel.persistent)
-        body = b"" if self.method == b"HEAD" or is_bodiless(status) else answer.body
-        self.code, self.startedWriting, self.sentLength = status, 1, len(body)
-        if len(body) <= _ONE_PIECE_BYTES:
-            channel.write(head + body)
-        else:
-            channel.write(head)
-            channel.write(body)
-        if answer.takes_over is None:
-            self.finish()
-        else:
-            self._close_stream()
-            channel.hand_over(answer.takes_over(channel))
+        """See `Exchange.respond`."""
+        self.code, self.startedWriting = answer.status, 1
+        super().respond(answer, corr_id)
 
     def finish(self) -> None:
         """The answer is complete. Klein ends what was answered already once more: that means nothing."""
         if not self.finished:
-            self._close_stream()
+            self.close_stream()
             super().finish()
 
     def connectionLost(self, reason: Failure) -> None:
         """The client has gone."""
-        self._close_stream()
+        self.close_stream()
         super().connectionLost(reason)
         if self.working is not None:
             self.working.cancel()
-
-    def _close_stream(self) -> None:
-        if self._stream_of is not None:
-            self._stream_of.close_stream()
-            self._stream_of = None
 
     def _refuse_body(self, error: RonError) -> None:
         self.refused = True
         self.content = _Nowhere()
         self.channel.answer_raw(error)
+
+
+AnyRequest = RonRequest | ExpressRequest

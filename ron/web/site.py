@@ -27,10 +27,12 @@ from ron.kernel.openspans import OpenSpans
 from ron.kernel.slo import Degradation
 from ron.kernel.tracing import Span, Tracing
 from ron.proto.errors import ErrorCode, RonError, not_found
+from ron.proto.ids import uuid7_text
 from ron.web.channel import RonChannel
 from ron.web.endpoint import BoundEndpoint, Call, Endpoint, correlation_id, send
+from ron.web.express import Lane
 from ron.web.head import error_answer
-from ron.web.request import RonRequest
+from ron.web.request import AnyRequest, RonRequest
 
 # What a site takes when it asks for no less; the default of `limits.body_bytes`.
 BODY_LIMIT_BYTES = LimitsConfig().body_bytes
@@ -126,16 +128,16 @@ class Edge:
         self.peers.apply(limits)
         self.concurrency.limit = limits.concurrency
 
-    def gate(self, call: Call, request: RonRequest, spec: Endpoint) -> None:
+    def gate(self, call: Call, request: AnyRequest, spec: Endpoint) -> None:
         """Raise `RonError` unless the caller may go on; asked after the capability and before the body is decoded."""
         if self.pow is not None:
             self.pow.check(request.header("pow-solution"), f"{call.method} {spec.path}")
 
-    def trace(self, spec: Endpoint, request: RonRequest, corr_id: str) -> Span | None:
+    def trace(self, spec: Endpoint, request: AnyRequest, corr_id: str) -> Span | None:
         """The span of a call that begins, or None when it is not traced."""
         if self.tracer is None or not self.tracer.enabled:
             return None
-        name = f"{spec.method} {spec.path}"
+        name = spec.span or f"{spec.method} {spec.path}"
         span = self.tracer.start_from(name, corr_id, request.header("traceparent"), {"route": spec.path})
         if span is not None and self.spans is not None:
             self.spans.opened(span)
@@ -232,8 +234,11 @@ class RonSite(Site):
         self.edge = edge
         self.body_limit = body_limit
         self.hot = hot.find
+        self.lane = Lane(hot.exact)
         self.count_refusal = edge.count_refusal
         self.displayTracebacks = False
+        # of requests that bring none; time-ordered unless somebody wants them to say nothing of when
+        self.new_corr_id: Callable[[], str] = uuid7_text
         self.channels: set[RonChannel] = set()
         # of those, the ones that were refused and still read why
         self.turned_away = 0
@@ -256,7 +261,7 @@ class RonSite(Site):
             channel.forceAbortClient()
         return len(left)
 
-    def refuse(self, request: RonRequest, error: RonError) -> None:
+    def refuse(self, request: AnyRequest, error: RonError) -> None:
         """Answer `request` with `error`, before any endpoint was found."""
         self.count_refusal(error)
         self.edge.count_stranger(request.method.decode("latin-1"), error.status)

@@ -32,7 +32,7 @@ from ron.oap.frames import Decoder, Frame, encode
 from ron.proto.errors import RonError
 from tests.oap.ends import END, PROTO, REQ, RESP, START, WHOLE, frame, hello
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 
 
 class OnSockets(TestCase):

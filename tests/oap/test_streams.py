@@ -228,7 +228,7 @@ class TwoEnds(RuleBasedStateMachine):
 
 class Model(SynchronousTestCase):
     def test_streams(self) -> None:
-        run_state_machine_as_test(TwoEnds, settings=settings(max_examples=150, stateful_step_count=60, deadline=None))
+        run_state_machine_as_test(TwoEnds, settings=settings(max_examples=100, stateful_step_count=60, deadline=None))
 
 
 class Drawing(SynchronousTestCase):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ron.proto.ids import is_uuid, uuid7
+from ron.proto.ids import is_uuid, uuid7, uuid7_text
 
 
 class Uuid7(SynchronousTestCase):
@@ -33,6 +33,13 @@ class Uuid7(SynchronousTestCase):
                 pass
         self.assertEqual(made, sorted(made))
         self.assertEqual([str(m) for m in made], sorted(str(m) for m in made))
+
+    def test_its_text_is_that_of_such_a_uuid(self) -> None:
+        for _ in range(200):
+            text = uuid7_text()
+            made = uuid.UUID(text)
+            self.assertEqual((str(made), made.version, made.variant), (text, 7, uuid.RFC_4122))
+        self.assertEqual(len({uuid7_text() for _ in range(5000)}), 5000)
 
     def test_never_the_same_twice(self) -> None:
         self.assertEqual(len({uuid7() for _ in range(5000)}), 5000)

@@ -317,6 +317,37 @@ class SlowLoris(Limited):
         await wire.end()
         self.assertEqual((self.rejected("slow_head"), self.rejected("slow_body")), (0, 0))
 
+    async def test_it_may_be_given_longer_to_idle_and_no_longer_to_ask(self) -> None:
+        self.limited(idle_ms=60_000)
+        silent, wire = await self.wire(), await self.wire()
+        wire.send(request("GET", "/small"))
+        self.assertEqual((await wire.response()).status, 200)
+        self.clock.advance(15.0)
+        # one that never asked is given the time of a head, and no more
+        await silent.end()
+        self.clock.advance(40.0)
+        wire.send(request("GET", "/small"))
+        self.assertEqual((await wire.response()).status, 200)
+        self.clock.advance(59.0)
+        self.assertFalse(self.channel_closing())
+        self.clock.advance(1.0)
+        await wire.end()
+        self.assertEqual(self.rejected("slow_head"), 0)
+
+    async def test_a_head_that_drips_after_a_long_idle_time(self) -> None:
+        self.limited(idle_ms=60_000)
+        wire = await self.wire()
+        wire.send(request("GET", "/small"))
+        self.assertEqual((await wire.response()).status, 200)
+        self.clock.advance(30.0)
+        wire.send(b"GET /sm")
+        await until(lambda: self.channel._buffer)
+        self.clock.advance(14.0)
+        self.assertFalse(self.channel_closing())
+        self.clock.advance(1.0)
+        await wire.end()
+        self.assertEqual(self.rejected("slow_head"), 1)
+
     async def test_in_real_time(self) -> None:
         """The same without a clock of ours: short limits, a byte every 20 ms."""
         self.limited(clock=reactor, read_idle_ms=200)

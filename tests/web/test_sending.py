@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from ron.kernel.deadlines import Deadlines
 from ron.web import Call, Endpoint, Raw
 from tests.web.wire import OnTheWire, request, until
 
@@ -41,7 +42,7 @@ class Sending(OnTheWire):
     def deadlines(self) -> int:
         """How many calls under way have one. The connections' own timers cancel nothing."""
         timers: Any = self.clock.getDelayedCalls()
-        return sum(isinstance(getattr(one.func, "__self__", None), Deferred) for one in timers)
+        return sum(isinstance(getattr(one.func, "__self__", None), Deadlines) for one in timers)
 
     async def test_what_the_socket_does_not_take_comes_after_it(self) -> None:
         wire = await self.wire()
@@ -54,7 +55,7 @@ class Sending(OnTheWire):
         call_later = self.clock.callLater
 
         def spy(delay_s: float, call: Any, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(getattr(call, "__self__", None), Deferred):
+            if isinstance(getattr(call, "__self__", None), Deadlines):
                 begun.append(delay_s)
             return call_later(delay_s, call, *args, **kwargs)
 

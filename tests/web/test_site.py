@@ -610,7 +610,7 @@ class Forms(Site):
         """Otherwise the test above proves nothing."""
         site = make_site(self.edge, self.handlers.endpoints())
         site._parsePOSTFormSubmission = True
-        raw = request("POST", "/hot/post", {"Content-Type": "text/plain"}, b'{"text":"a"}')
+        raw = request("POST", "/klein/post", {"Content-Type": "text/plain"}, b'{"text":"a"}')
         self.assertRaises(AssertionError, exchange, site, raw)
 
 
@@ -839,7 +839,7 @@ class Properties(SynchronousTestCase):
         lambda parts: "/".join(["by", *parts])
     )
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(METHODS, PATHS, st.none() | st.binary(max_size=20), st.sampled_from([{}, {"Range": "bytes=1-2"}]))
     def test_hot_and_klein_answer_alike(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]
@@ -868,7 +868,7 @@ class Properties(SynchronousTestCase):
                 body = (body["error"]["code"], body["error"]["message"])
         return response.status, body, set(response.headers) - {"server"}
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(
         st.lists(
             st.sampled_from(

@@ -445,7 +445,7 @@ class SlowReader(Case):
 class AnyBytes(Case):
     """Whatever comes after the handshake, nothing breaks and what is kept is let go."""
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.lists(st.binary(max_size=200) | st.sampled_from([b"\x81\x80\0\0\0\0", b"\x01\x80\0\0\0\0"]), max_size=8))
     def test_no_bytes_break_it(self, pieces: list[bytes]) -> None:
         client = self.client()

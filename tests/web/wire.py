@@ -25,7 +25,7 @@ from ron.sdk import direct_http
 from ron.web import Edge, Endpoint, make_site
 from ron.web.site import RonSite
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 
 
 class Response(NamedTuple):
@@ -155,7 +155,7 @@ def closing(test: TestCase, http: HTTPClient) -> HTTPClient:
 class OnTheWire(TestCase):
     """A real site on a real port; `clock` turns its deadlines and idle times."""
 
-    timeout = 20
+    timeout = 60
 
     def setUp(self) -> None:
         self.clock = Clock()
