@@ -269,12 +269,12 @@ class Refused(Judged):
         ):
             self.refused(401, other, wanted)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.text(st.characters(), max_size=200) | st.from_regex(r"[A-Za-z0-9_=-]{1,200}", fullmatch=True))
     def test_arbitrary_text_is_refused_and_nothing_worse(self, token: str) -> None:
         self.refused(401, token)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.binary(max_size=120), st.sampled_from([b"\x02", b"\x02\x01\x03ron\x02", b"0", b"f", b"-0", b"{"]))
     def test_arbitrary_packets_are_refused_and_nothing_worse(self, raw: bytes, start: bytes) -> None:
         self.refused(401, encoded(start + raw))
@@ -312,7 +312,7 @@ class Attenuation(Judged):
         self.refused(403, token)
         self.refused(403, narrowed(self.minted(("scope", "mailbox:recv")), "scope = *"))
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(
         st.lists(st.sampled_from(NARROWING), max_size=3),
         st.lists(st.sampled_from(NARROWING), min_size=1, max_size=3),

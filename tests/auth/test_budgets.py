@@ -25,7 +25,7 @@ class Model(SynchronousTestCase):
             return False
         return True
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.sampled_from([0.5, 1.0, 2.5, 10.0]), st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]), max_size=60))
     def test_never_more_than_the_burst_and_the_rate(self, limit: float, pauses_s: list[float]) -> None:
         self.budgets, rate = Budgets(lambda: self.now_s), Allowance(b"r", limit)

@@ -51,6 +51,29 @@ class Ceilings(SynchronousTestCase):
         self.now_s += 3600
         self.mint()
 
+    def test_where_keys_are_one_for_everything_counts_too(self) -> None:
+        for _ in range(5):
+            self.mint(scope="*")
+        self.files.ceiling.apply(active=9, per_minute=7)
+        self.mint(scope="*")
+        self.mint(scope="mailbox:send,*")
+        self.assertIn("over 7", self.refused(scope="*"))
+        self.assertIn("over 7", self.refused(scope="kms:sign"))
+        self.mint("acme", scope="*")
+        self.mint(scope="mailbox:*")
+        self.now_s += 61
+        self.mint(scope="kms:*")
+        self.mint(scope="*")
+        self.assertIn("more than 9", self.refused(scope="*"))
+
+    def test_the_daemons_own_finds_room(self) -> None:
+        """Whoever may mint must not be able to keep it from starting."""
+        self.files.ceiling.apply(active=1, per_minute=1)
+        caveats = [Caveat("scope", "*"), expiry(self.now_s, 60)]
+        self.files.issue(self.authority, caveats)
+        self.assertRaises(RonError, self.files.issue, self.authority, caveats)
+        self.files.issue(self.authority, [Caveat("scope", "*")], own=True)
+
     def test_one_that_is_for_everything_is_none_of_a_tenants(self) -> None:
         """The administrator's own: minted from the files, whoever has those has the keys to it."""
         for _ in range(9):

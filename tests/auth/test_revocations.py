@@ -182,7 +182,7 @@ class Damaged(Listed):
             self.assertTrue(self.list.refresh())
             self.assertIsNone(self.list.fault)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.data())
     def test_no_damage_lets_anybody_in_unnoticed(self, data: st.DataObject) -> None:
         at, byte = data.draw(st.integers(0, len(self.good) - 1)), data.draw(st.integers(0, 255))

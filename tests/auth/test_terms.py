@@ -59,7 +59,7 @@ def covered(caveat: Caveat, wanted: Wanted, now_s: float) -> bool:
 
 
 class Judging(SynchronousTestCase):
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.lists(caveats, max_size=5), wanteds, st.sampled_from([NOW, NOW + 1, NOW + 10**9]))
     def test_as_the_plain_sentences_say(self, held: list[Caveat], wanted: Wanted, now_s: float) -> None:
         terms = Terms("0" * 32, 1, tuple(held), audience=AUDIENCE, retires_s=None)
@@ -70,7 +70,7 @@ class Judging(SynchronousTestCase):
             passed = False
         self.assertEqual(passed, all(covered(caveat, wanted, now_s) for caveat in held))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.lists(caveats, max_size=3), st.lists(caveats, min_size=1, max_size=3), wanteds)
     def test_attenuation_never_widens(self, held: list[Caveat], added: list[Caveat], wanted: Wanted) -> None:
         keys = RootKeys.generate(NOW)

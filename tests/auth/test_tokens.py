@@ -35,20 +35,20 @@ class Changed(SynchronousTestCase):
         error = self.assertRaises(RonError, authority.admit, token, SEND)
         self.assertEqual((error.code, error.status), (ErrorCode.NO_CAPABILITY, 401))
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.integers(0, len(RAW) - 1), st.integers(1, 255))
     def test_any_byte(self, at: int, flip: int) -> None:
         changed = bytearray(RAW)
         changed[at] ^= flip
         self.refused(encoded(bytes(changed)))
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.integers(0, len(GOOD) - 1), st.characters(), st.booleans())
     def test_any_character(self, at: int, put: str, instead: bool) -> None:
         assume(not instead or GOOD[at] != put)
         self.refused(GOOD[:at] + put + GOOD[at + instead :])
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.integers(0, len(RAW)), st.integers(0, len(RAW)))
     def test_any_piece_cut_out(self, start: int, end: int) -> None:
         assume(start < end and (start, end) != (0, len(RAW)))
@@ -56,7 +56,7 @@ class Changed(SynchronousTestCase):
         if start:
             self.refused(encoded(RAW[:start]))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.lists(st.integers(0, 3), max_size=6))
     def test_any_other_choice_and_order_of_caveats(self, order: list[int]) -> None:
         assume(order != [0, 1, 2, 3])
@@ -106,7 +106,7 @@ class Inspecting(SynchronousTestCase):
         self.assertEqual(len(seen.not_understood), 2)
         self.assertEqual(seen.not_understood[0], "colour = red")
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.binary(max_size=len(RAW)), st.integers(0, len(RAW)))
     def test_hostile_bytes_are_a_refusal_and_nothing_worse(self, rest: bytes, kept: int) -> None:
         for work in (inspect, lambda token: attenuate(token, [Caveat("topic", "x")])):

@@ -118,7 +118,7 @@ class Refusals(SynchronousTestCase):
         self.refused(ErrorCode.BAD_REQUEST, ca_room.load_ca, certificate, key, b"open sesam")
         self.assertEqual(ca_room.load_ca(certificate, key, b"open sesame").certificate, CA.certificate)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.binary(max_size=300))
     @example(ca_room.certificate_pem(CA.certificate)[:-40])
     def test_garbage_is_no_certificate(self, pem: bytes) -> None:

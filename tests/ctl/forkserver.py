@@ -34,12 +34,20 @@ _AHEAD = (
     "ron.sdk",
     "ron.sdk.balance",
     "ron.sdk.events",
+    "ron.sdk.governance",
+    "ron.sdk.kms",
     "ron.sdk.onions",
     "ron.services.balance.mesh.files",
     "ron.services.configs",
+    "ron.services.kms.governance.actions",
+    "ron.services.kms.governance.canonical",
+    "ron.services.kms.governance.signers",
     "treq",
+    "twisted.internet.epollreactor",
     "twisted.internet.task",
+    "twisted.internet.threads",
 )
+_MAKES_A_REACTOR = "tornet"
 # Itself it imports next to nothing (-I -S), so that it is there at once.
 _CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -86,6 +94,9 @@ def serve(address: str) -> None:
     """Fork for each caller until stdin ends."""
     for name in _AHEAD:
         __import__(name)
+    for name, (module, *_) in sys.modules["ron.ctl.main"]._COMMANDS.items():
+        if name != _MAKES_A_REACTOR:
+            __import__(module)
     if "twisted.internet.reactor" in sys.modules:
         raise RuntimeError("a reactor was made: all forks would share it")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -94,6 +105,9 @@ def serve(address: str) -> None:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(address)
     listening.listen(64)
+    if measuring := sys.modules["coverage"].Coverage.current() if "coverage" in sys.modules else None:
+        # what these imports covered is told once, and not by each fork
+        measuring.save()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while True:
@@ -131,7 +145,8 @@ def _look_after(caller: socket.socket) -> None:
             os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     _tell(caller, os.waitstatus_to_exitcode(status))
-    os._exit(0)
+    # at once: an orderly end saves the coverage of a process that only waited
+    signal.raise_signal(signal.SIGKILL)
 
 
 def _tell(caller: socket.socket, number: int) -> None:

@@ -73,6 +73,9 @@ class ServiceCommand(WithNode):
         damaged = await self.done("service", "list")
         self.assertEqual((damaged.code, damaged.out), (4, b""))
         self.assertIn(b"onions.json", damaged.err)
+        (self.home / "onions.json").unlink()
+        (self.home / "kms.json").write_text(json.dumps({"admin_url": self.url, "kms_url": "x", "backend": "file"}))
+        self.assertEqual((await self.done("service", "list")).code, 0)
 
     async def test_what_is_not_there(self) -> None:
         nobody = await self.done("service", "list")

@@ -230,7 +230,7 @@ class Tampering(SynchronousTestCase):
         for bit in range(len(envelope) * 8):
             self.refused(ALICE, flip(envelope, bit))
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(bit=st.integers(0, len(SEALED[Suite.PQ]) * 8 - 1))
     def test_any_bit_of_the_hybrid_suite(self, bit: int) -> None:
         self.refused(RING[Suite.PQ][0], flip(SEALED[Suite.PQ], bit))
@@ -393,22 +393,22 @@ class HostileBytes(SynchronousTestCase):
         max_leaves=12,
     )
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.binary(max_size=200))
     def test_arbitrary_bytes(self, junk: bytes) -> None:
         self.assertRaises(E2EError, e2e.open, ALICE, junk)
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(json_like)
     def test_arbitrary_cbor(self, value: Any) -> None:
         self.assertRaises(E2EError, e2e.open, ALICE, canonical(value))
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(json_like, min_size=3, max_size=3))
     def test_arbitrary_cbor_behind_a_good_start(self, values: list[Any]) -> None:
         self.assertRaises(E2EError, e2e.open, ALICE, canonical([1, 0, *values]))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.data())
     def test_spliced_envelopes(self, data: st.DataObject) -> None:
         envelope = SEALED[data.draw(suites)]

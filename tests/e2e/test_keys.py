@@ -78,7 +78,7 @@ class PublicLine(SynchronousTestCase):
         self.assertEqual(PublicKey.from_line(line), public)
         self.assertEqual(PublicKey.from_line(line).kid, public.kid)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(suite=suites, data=st.data())
     def test_any_other_character_anywhere(self, suite: Suite, data: st.DataObject) -> None:
         """A changed line is refused or is visibly another key; it is never the same key spelt differently."""

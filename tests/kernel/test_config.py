@@ -162,6 +162,19 @@ class Files(SynchronousTestCase):
         self.assertEqual(load(self.written(YAML, "house.yaml"), House), WANTED)
         self.assertEqual(load(self.written(YAML, "house.yml"), House), WANTED)
 
+    def test_json_says_the_same(self) -> None:
+        tables = parse(self.written(YAML, "house.yaml"))
+        self.assertEqual(load(self.written(json.dumps(tables), "house.json"), House), WANTED)
+        for text, said in (
+            ("", "truncated"),
+            ("{", "truncated"),
+            ('{"a": 1, "a": 2}', "`a` twice"),
+            ('{"a": {"b": 1, "b": 1}}', "`b` twice"),
+            ("[]", "holds no sections"),
+            ("[" * 40 + "]" * 40, "nested too deeply"),
+        ):
+            self.assertIn(said, self.refused(self.written(text, "house.json")).message)
+
     def test_an_empty_file_is_all_defaults(self) -> None:
         for name in ("house.toml", "house.yaml"):
             for text in ("", "\n\n", "# only a comment\n"):
@@ -249,7 +262,7 @@ class Files(SynchronousTestCase):
     def test_yaml_that_refers_to_itself(self) -> None:
         self.assertIn("aliases", self.refused(self.written("rooms: &r [*r]", "house.yaml")).message)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.text(alphabet="ab=[]{}:-\"'\n #&*!?0123456789.T_\t", max_size=60), st.sampled_from(["x.toml", "x.yaml"]))
     @example("a: !!float x", "x.yaml")
     def test_arbitrary_text_gives_tables_or_a_config_error(self, text: str, name: str) -> None:

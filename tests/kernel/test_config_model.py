@@ -137,6 +137,6 @@ class Stateful(SynchronousTestCase):
         ConfigMachine.folder = Path(self.mktemp()).absolute()
         ConfigMachine.folder.mkdir()
         run_state_machine_as_test(
-            ConfigMachine, settings=settings(max_examples=150, stateful_step_count=30, deadline=None)
+            ConfigMachine, settings=settings(max_examples=100, stateful_step_count=30, deadline=None)
         )
         self.assertGreater(next(ConfigMachine.runs), 40)

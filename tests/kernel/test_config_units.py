@@ -88,7 +88,7 @@ class Schemas(SynchronousTestCase):
     def test_patterns_are_portable(self) -> None:
         self.assertNotIn("\\Z", json.dumps(self.schema))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.sampled_from(["wait_ms", "depth_bytes", "drain_s", "pauses", "label", "labels"]), QUANTITIES)
     def test_what_it_refuses_is_refused(self, key: str, value: Any) -> None:
         """And what it takes is taken, but for ranges of texts, which a schema cannot say."""

@@ -93,7 +93,7 @@ class Damaged(SynchronousTestCase):
         for body in (b"", raw, gzip.compress(b"hello")):
             self.is_400(body, "deflate")
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate"]), st.booleans())
     def test_no_bytes_whatsoever_raise_anything_else(self, tail: bytes, encoding: str, headed: bool) -> None:
         body = (gzip.compress(b"x" * 30)[:12] if headed else b"") + tail

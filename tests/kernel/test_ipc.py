@@ -90,7 +90,7 @@ class Raw(Int32StringReceiver):
 class IpcCase(TestCase):
     """A hub in a folder of its own, and what connects to it; all of it is gone after the test."""
 
-    timeout = 30
+    timeout = 60
 
     def setUp(self) -> None:
         # not `mktemp`: the path of a Unix socket has at most 107 bytes

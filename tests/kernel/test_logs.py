@@ -203,7 +203,7 @@ class Planted(Recorder):
         ]
     )
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(
         SECRETS,
         NAMES,
@@ -214,7 +214,7 @@ class Planted(Recorder):
             self.log.info(form % name, **{name: value})
             self.assertNotIn(secret, self.observer.ring[-1])
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(
         SECRETS,
         NAMES,

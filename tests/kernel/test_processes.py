@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class ProcessCase(TestCase):
     """Children that are gone after each test, whatever it was about."""
 
-    timeout = 20
+    timeout = 60
 
     def setUp(self) -> None:
         self.children: list[Child] = []

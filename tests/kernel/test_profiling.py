@@ -52,7 +52,7 @@ def wait(stop: threading.Event) -> None:
 
 
 class WithThreads(TestCase):
-    timeout = 30
+    timeout = 60
 
     def thread(self, work: Callable[[threading.Event], None], name: str) -> threading.Thread:
         stop = threading.Event()

@@ -46,7 +46,7 @@ say("drained")
 
 
 class CtrlC(TestCase):
-    timeout = 20
+    timeout = 60
 
     def start(self, *words: str, prefix: str = "") -> Child:
         """The program above, from a shell that first does `prefix`."""

@@ -18,7 +18,7 @@ CONFIG = SloConfig(availability=0.99, short_window_s=5, long_window_s=60, burn_r
 
 
 class Meter(SynchronousTestCase):
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(
         st.lists(st.tuples(st.floats(0, 30), st.booleans()), max_size=80),
         st.integers(1, 20),

@@ -15,7 +15,7 @@ from twisted.trial.unittest import TestCase
 from ron.kernel.threads import BoundedPool
 from ron.proto.errors import ErrorCode, RonError
 
-PATIENCE_S = 5
+PATIENCE_S = 20
 
 
 class Gate:
@@ -42,7 +42,7 @@ class Gate:
 
 
 class Pools(TestCase):
-    timeout = 10
+    timeout = 60
 
     def setUp(self) -> None:
         self.gate = Gate()

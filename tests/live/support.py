@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -19,8 +20,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -199,30 +203,46 @@ def new_node(extra: str = "", onion: str = "", home: Path | None = None) -> Daem
 
 
 def build_pack(home: Path, max_zoom: int = 3) -> Path:
-    """The world map in `home`, down to `max_zoom`."""
+    """The world map in `home`, down to `max_zoom`. It is drawn once, and then again when what draws it has changed."""
     out = home / "packs" / "world.pmtiles"
-    subprocess.run(
-        [str(BIN / "ronctl"), "pack", "build", "--out", str(out), "--max-zoom", str(max_zoom)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    drawn = ROOT / "build" / "test-packs" / f"{_drawing()}-{max_zoom}.pmtiles"
+    drawn.parent.mkdir(parents=True, exist_ok=True)
+    with (drawn.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not drawn.exists():
+            subprocess.run(
+                [str(BIN / "ronctl"), "pack", "build", "--out", str(drawn), "--max-zoom", str(max_zoom)],
+                cwd=ROOT,
+                check=True,
+                capture_output=True,
+                timeout=120,
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", ".b3"):
+        shutil.copyfile(f"{drawn}{suffix}", f"{out}{suffix}")
     return out
 
 
+def _drawing() -> str:
+    """The digest of the code and the data that packs are made of."""
+    made_of = blake3()
+    for folder in ("worldmap", "naturalearth"):
+        for path in sorted((ROOT / "ron" / "ctl" / folder).iterdir()):
+            if path.is_file():
+                made_of.update(path.read_bytes())
+    return made_of.hexdigest()[:16]
+
+
 MACRONODE = '[node]\nprofile = "macronode"\n'
-_shared: dict[str, Daemon] = {}
 
 
-def shared_node(extra: str = "") -> Daemon:
-    """A running node with a map, started once for all tests that leave it as they found it. extra: more config."""
-    if extra not in _shared:
-        node = new_node(extra)
-        build_pack(node.home)
-        node.start()
-        _shared[extra] = node
-    return _shared[extra]
+@cache
+def shared_node() -> Daemon:
+    """A running Micronode with a map, started once for all tests that leave it as they found it."""
+    node = new_node()
+    build_pack(node.home)
+    node.start()
+    return node
 
 
 class Reply:

@@ -97,7 +97,6 @@ class KilledChildrenTests(SynchronousTestCase):
         received = self.drain(services)
         self.assertEqual(load.sent - received, set(), "acknowledged messages that are gone")
         self.tail_tells_of_the_crashes(node)
-        self.too_many_crashes_mean_quarantine(node, services)
         self.nothing_is_left(node)
 
     def private_sockets(self, node: Daemon) -> None:
@@ -146,28 +145,6 @@ class KilledChildrenTests(SynchronousTestCase):
         crashed = {e["service"] for e in events if e.get("event") == "ServiceCrashed"}
         self.assertLessEqual({"mailbox", "edge", "gateway.1", "hello", "oniond"}, crashed)
 
-    def too_many_crashes_mean_quarantine(self, node: Daemon, services: Services) -> None:
-        def state() -> str:
-            return str(services.all()["hello"]["state"])
-
-        for _ in range(8):
-            if state() == "quarantined":
-                break
-            until(lambda: state() in {"up", "quarantined"}, 30, "hello up or quarantined")
-            pid = services.all()["hello"]["pid"]
-            if state() == "up" and pid is not None:
-                os.kill(pid, signal.SIGKILL)
-                until(lambda gone=pid: services.all()["hello"]["pid"] != gone, 10, "the kill being noticed")
-        self.assertEqual(state(), "quarantined")
-        ready = http("GET", f"{services.gateway}/readyz").json()
-        self.assertEqual(ready["missing"], ["service.hello"])
-        self.assertIn("ronctl service release hello", ready["reasons"]["service.hello"])
-        self.assertEqual(http("GET", f"{services.gateway}/tiles/0/0/0.png").status, 200, "others are not touched")
-        done = node.ronctl("service", "release", "hello")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        until(lambda: state() == "up", 20, "hello coming back once released")
-        until(lambda: http("GET", f"{services.gateway}/readyz").json()["ready"], 10, "readiness")
-
     def nothing_is_left(self, node: Daemon) -> None:
         facts = node.facts()
         self.assertEqual(node.stop(signal.SIGTERM), 0)
@@ -175,11 +152,3 @@ class KilledChildrenTests(SynchronousTestCase):
         self.assertEqual([n for n, pid in facts["pids"].items() if alive(pid)], [])
         for url in ("gateway_url", "mailbox_url"):
             self.assertFalse(listening(int(facts[url].rpartition(":")[2])))
-
-    def test_a_killed_node_takes_its_children_with_it(self) -> None:
-        node = macronode()
-        self.addCleanup(node.destroy)
-        node.start()
-        pids = node.facts()["pids"]
-        node.stop(signal.SIGKILL)
-        until(lambda: not any(alive(pid) for pid in pids.values()), 20, "every process ending")

@@ -20,13 +20,16 @@ class SharedNodeTests(SynchronousTestCase):
     """What holds while the node is well. These tests leave it as they found it."""
 
     skip = NO_TOR
-    config = ""
     processes = 9
 
     def setUp(self) -> None:
-        self.node = shared_node(self.config)
+        self.node = self.running()
         self.facts = self.node.facts()
         self.gateway, self.mailbox = self.facts["gateway_url"], self.facts["mailbox_url"]
+
+    def running(self) -> Daemon:
+        """The one for all of these tests."""
+        return shared_node()
 
     def envelope(self, reply: Reply, status: int, code: str) -> None:
         self.assertEqual(reply.status, status)
@@ -182,6 +185,7 @@ class OwnNodeTests(SynchronousTestCase):
     skip = NO_TOR
 
     def test_a_message_survives_kill_9_and_the_onion_stays(self) -> None:
+        """Also with a broken pack, which takes nothing else down."""
         node = new_node()
         self.addCleanup(node.destroy)
         node.start()
@@ -197,6 +201,9 @@ class OwnNodeTests(SynchronousTestCase):
         node.stop(signal.SIGKILL)
         until(lambda: not any(alive(p) for p in before["pids"].values()), 20, "the tors of a killed node ending")
         (node.home / "node.json").unlink()
+        pack = node.home / "packs" / "world.pmtiles"
+        pack.parent.mkdir(exist_ok=True)
+        pack.write_bytes(b"PMTiles\x03" + b"\xff" * 500)
 
         node.start()
         after = node.facts()
@@ -213,6 +220,7 @@ class OwnNodeTests(SynchronousTestCase):
         )
         self.assertEqual(acked.status, 200)
 
+        self.a_corrupt_pack_takes_nothing_else_down(node, after)
         self.killed_tor_comes_back(node, after)
         self.sigterm_leaves_nothing(node)
 
@@ -250,14 +258,8 @@ class OwnNodeTests(SynchronousTestCase):
             self.assertFalse(listening(port), port)
         self.assertFalse((Path(home) / "node.json").exists())
 
-    def test_a_corrupt_pack_takes_nothing_else_down(self) -> None:
-        node = new_node()
-        self.addCleanup(node.destroy)
-        pack = node.home / "packs" / "world.pmtiles"
-        pack.parent.mkdir()
-        pack.write_bytes(b"PMTiles\x03" + b"\xff" * 500)
-        node.start()
-        gateway = node.facts()["gateway_url"]
+    def a_corrupt_pack_takes_nothing_else_down(self, node: Daemon, facts: dict[str, Any]) -> None:
+        gateway = facts["gateway_url"]
         readiness = http("GET", f"{gateway}/readyz")
         self.assertEqual((readiness.status, readiness.json()["missing"]), (503, ["edge.pack:world.pmtiles"]))
         tile = http("GET", f"{gateway}/tiles/0/0/0.png")
@@ -265,9 +267,7 @@ class OwnNodeTests(SynchronousTestCase):
         self.assertIn(int(tile.headers["retry-after"]), range(1, 6))
         self.assertEqual(http("GET", f"{gateway}/").status, 200)
         body = {"topic": "t", "payload_b64": "aGk="}
-        self.assertEqual(
-            http("POST", f"{node.facts()['mailbox_url']}/v1/send", cap=node.admin_cap(), body=body).status, 200
-        )
+        self.assertEqual(http("POST", f"{facts['mailbox_url']}/v1/send", cap=node.admin_cap(), body=body).status, 200)
         until(lambda: http("GET", f"{gateway}/hello.json").json()["ping"]["state"] == "ok", 60, "a ping all the same")
 
     def test_amnesia_keeps_nothing(self) -> None:

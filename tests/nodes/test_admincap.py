@@ -89,7 +89,7 @@ class DeafNodeTests(WithRuntime):
                 return True
             return False
 
-        await self.until(refused, "the revocation", timeout_s=5.0)
+        await self.until(refused, "the revocation")
         path.rmdir()
-        await self.until(path.is_file, "the admin capability being written after all", timeout_s=5.0)
+        await self.until(path.is_file, "the admin capability being written after all")
         self.flushLoggedErrors(OSError)

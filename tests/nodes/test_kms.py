@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import SkipTest, mock
+from uuid import UUID
 
 import grpc
 import msgspec
@@ -23,6 +24,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from ron.crypto import x509
+from ron.ctl.status import kms_text
 from ron.kernel import Config, Metrics
 from ron.kernel.config import ConfigError, Layers
 from ron.kernel.tls import ClientTls
@@ -46,6 +48,7 @@ from ron.services.configs import SCHEMAS
 from ron.services.kms.governance.signers import key_id, set_digest, sign
 from ron.services.kms.ports import Backend
 from ron.services.kms.readiness import KmsReadiness
+from ron.services.kms.status import KmsStatus
 from tests.nodes.with_runtime import WithRuntime
 from tests.services.kms.governance.people import OFFICER, OWNER, key_of, public_of, the_three
 
@@ -143,6 +146,50 @@ class Alone(Hosted):
         self.assertEqual(len((await kms.sign(made.kid, B3)).sigs), 1)
         self.write('bind_addr = "127.0.0.1:1"\n[pq]\nproduce_hybrid = false\nverify_mode = "or"\n')
         self.assertEqual(self.runtime.config.reload().restart_needed, ("kms.bind_addr",))
+
+    async def test_limits_of_a_reload(self) -> None:
+        """What is marked as taking effect at once does: queues, idle connections, how many capabilities."""
+        hosted = await self.up()
+        wanted = (
+            "idle_timeout = 7000\n[limits]\nmax_inflight_sign = 7\nmax_inflight_verify = 9\ntenant_share_min = 0.5\n"
+        )
+        self.write(wanted + "[governance]\ncapabilities_active = 3\ncapabilities_per_minute = 2\n")
+        self.assertEqual(self.runtime.config.reload().restart_needed, ())
+        self.assertEqual((hosted.desk._queue._capacity, hosted.desk._queue._floor), (7, 0.5))
+        self.assertEqual(hosted.desk._verifying._limit, 1 + 9)
+        self.assertEqual(self.runtime.edge.limits.idle_ms, 7000)
+        ceiling = self.runtime.auth.ceiling
+        self.assertEqual((ceiling.active, ceiling.per_minute, ceiling.keys_here), (3, 2, True))
+
+    async def test_ids_that_do_not_tell_the_time(self) -> None:
+        hosted = await self.up()
+        self.assertEqual(UUID(hosted.public_site().new_corr_id()).version, 7)
+        self.write('[observability]\ncorrelation_id_mode = "uuidv4"\n')
+        self.assertEqual(self.runtime.config.reload().restart_needed, ("kms.observability.correlation_id_mode",))
+        for site in (hosted.public_site(), hosted.control_site()):
+            self.assertEqual(UUID(site.new_corr_id()).version, 4)
+
+    async def test_the_status_of_a_key_service(self) -> None:
+        hosted = await self.up()
+        site = hosted.control_site()
+        listening = self.runtime.listen(hosted.where, site)
+
+        async def stop() -> None:
+            await listening.stop_accepting()
+            await site.drain(0)
+
+        self.addCleanup(lambda: Deferred.fromCoroutine(stop()))
+        private = self.api(unix_http(reactor, hosted.where, self.pool()), "http://kms")._api
+        found = await private.call("GET", "/v1/status", KmsStatus)
+        assert found.snapshot is not None
+        self.assertEqual((found.service, found.ready, found.config_version), ("ron-kms", True, 1))
+        self.assertEqual((found.snapshot.backend, found.kms_url), ("inmem", f"http://{hosted.address}"))
+        shown = kms_text(msgspec.to_builtins(found))
+        self.assertIn("ron-kms  ready, up ", shown)
+        self.assertIn("keys     1 in inmem, verify mode and", shown)
+        self.assertNotIn("gRPC", shown)
+        public = self.api(direct_http(reactor, self.pool()), f"http://{hosted.address}")._api
+        self.assertEqual((await self.refused(public.call("GET", "/v1/status", KmsStatus))).code, ErrorCode.NOT_FOUND)
 
     async def test_what_the_bus_hears(self) -> None:
         """INTEROP §3.1, and no key in any of it."""

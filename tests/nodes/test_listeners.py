@@ -142,7 +142,7 @@ class ListeningTests(WithRuntime):
         one = self.listen(path)
         self.assertEqual(await self.over_unix(path), 200)
         shutil.rmtree(path.parent)
-        await self.until(path.exists, "being mended", timeout_s=5.0)
+        await self.until(path.exists, "being mended")
         self.assertEqual(await self.over_unix(path), 200)
         path.unlink()
         await one.stop_accepting()

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import Deferred
 
@@ -15,8 +16,8 @@ from ron.nodes.parts.oniond import auditor, onion_runtime
 from ron.nodes.parts.tornet import ONION_ROLE
 from ron.proto.onions import Port
 from ron.services.oniond.autoscale import Reason
+from tests.alerting import BOARDS, PROMETHEUS, metric_names
 from tests.nodes.with_runtime import WithRuntime
-from tests.test_prometheus import BOARD, metric_names, rule_groups
 
 ONION = "a" * 56
 GROUP, ROW = "ron-onions", "Onions"
@@ -27,7 +28,7 @@ Samples = dict[str, list[dict[str, str]]]
 
 def rules() -> Iterator[tuple[str, str]]:
     """(name, expression) of every rule about onions."""
-    for group in rule_groups():
+    for group in yaml.safe_load((PROMETHEUS / "ron.rules.yml").read_text(encoding="utf-8"))["groups"]:
         for rule in group["rules"] if group["name"] == GROUP else ():
             yield rule.get("alert") or rule["record"], rule["expr"]
 
@@ -35,7 +36,7 @@ def rules() -> Iterator[tuple[str, str]]:
 def panels() -> Iterator[tuple[str, str]]:
     """(title, expression) of every panel about onions."""
     row = ""
-    for panel in json.loads(BOARD.read_text(encoding="utf-8"))["panels"]:
+    for panel in json.loads((BOARDS / "ron-board.json").read_text(encoding="utf-8"))["panels"]:
         row = panel["title"] if panel["type"] == "row" else row
         for target in panel.get("targets", ()) if row == ROW else ():
             yield panel["title"], target["expr"]

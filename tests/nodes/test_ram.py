@@ -72,7 +72,7 @@ class AmnesiaTests(WithRuntime):
                     return True
                 return False
 
-            await self.until(refused, "the revocation", timeout_s=5.0)
+            await self.until(refused, "the revocation")
         finally:
             child.stop()
         ram = self.runtime.ram

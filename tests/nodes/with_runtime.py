@@ -40,7 +40,7 @@ class WithRuntime(TestCase):
         self.runtime.start()
         self.addCleanup(self.runtime.stop)
 
-    async def until(self, condition: Any, what: str, timeout_s: float = 10.0) -> None:
+    async def until(self, condition: Any, what: str, timeout_s: float = 30.0) -> None:
         """Return when `condition()` is true."""
         for _ in range(int(timeout_s / 0.02)):
             if condition():
@@ -51,7 +51,7 @@ class WithRuntime(TestCase):
 
 
 async def ask(
-    method: str, url: str, *, cap: str | None = None, body: Any = None, timeout_s: float = 5.0
+    method: str, url: str, *, cap: str | None = None, body: Any = None, timeout_s: float = 20.0
 ) -> tuple[int, Any, dict[str, str]]:
     """Status, JSON and headers of one call on a connection of its own."""
     headers = {"Connection": "close", **({"Authorization": f"Bearer {cap}"} if cap else {})}

@@ -67,7 +67,7 @@ class WithOniond(FakeTor):
         self.patch(onions_module, "STRAGGLERS_S", 0.01)
         self.directories = True
         self.answers["GETINFO circuit-status"] = ["250-circuit-status=", "250 OK"]
-        self.answers["GETINFO events/names"] = [f"250-events/names=HS_DESC {' '.join(EVENTS)}", "250 OK"]
+        self.answers["GETINFO events/names"] = [f"250-events/names=HS_DESC STREAM {' '.join(EVENTS)}", "250 OK"]
         listening = reactor.listenTCP(0, Factory.forProtocol(lambda: Publishing(self)), interface="127.0.0.1")
         self.addCleanup(listening.stopListening)
         self.addCleanup(self._hang_up)

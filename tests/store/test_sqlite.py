@@ -28,7 +28,7 @@ FAMILY = [
     "CREATE TABLE parent (id INTEGER PRIMARY KEY);"
     "CREATE TABLE child (parent INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED)"
 ]
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 ROOT = Path(__file__).parents[2]
 
 

@@ -199,7 +199,7 @@ class Tars(Refused):
         self.refused(ErrorCode.TOO_LARGE, unpack, b"\0" * (MAX_BUNDLE_BYTES + 1))
         self.refused(ErrorCode.BAD_REQUEST, unpack, tar(*((tarfile.TarInfo(f"f{n}"), b"") for n in range(40))))
 
-    @settings(max_examples=300)
+    @settings(max_examples=100)
     @given(st.data())
     def test_any_damage_is_refused(self, data: st.DataObject) -> None:
         good = pack(bundle(FILES))

@@ -124,7 +124,7 @@ class Bad(Case):
 
     ODD = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.lists(st.text(max_size=5), max_size=3)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(
         st.sampled_from([e.path for e in api.endpoints(None, None) if e.body]),  # type: ignore[arg-type]
         st.dictionaries(

@@ -109,7 +109,7 @@ class Always(SynchronousTestCase):
         self.addCleanup(self.world.end)
         self.a, self.b = self.world.settled("ab")
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
     @given(standings, st.lists(st.tuples(keys, values), max_size=4))
     def test_it_answers(self, standing: Standing, written: list[tuple[str, Any]]) -> None:
         """Whatever members have told and written; as JSON too, for that is how it is shown."""

@@ -95,7 +95,7 @@ class BrokenTests(PackTestCase):
             self.path.write_bytes(whole[:length])
             self.refused()
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.data())
     def test_any_flipped_bit_gives_tiles_or_a_refusal(self, data: st.DataObject) -> None:
         path = Path(self.mktemp()).absolute() / "x.pmtiles"

@@ -23,7 +23,7 @@ HERE = TileAddress(1, 0, 1, "png")
 class EdgeTests(TestCase):
     """One service over packs in a folder of its own."""
 
-    timeout = 20
+    timeout = 60
 
     def setUp(self) -> None:
         self.home = Path(self.mktemp()).absolute()

@@ -23,7 +23,7 @@ from ron.services.mailbox.config import MailboxConfig
 from ron.services.mailbox.service import MailboxService
 from ron.web import Edge, make_site
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 ANY = "a capability for everything here"
 
 

@@ -25,7 +25,7 @@ from ron.services.mailbox.service import HEALTH_KEY, SWEEP_S, MailboxService
 from ron.store import open_database, schema_of
 
 T0 = 1_700_000_000.0
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 ROOT = Path(__file__).parents[3]
 
 

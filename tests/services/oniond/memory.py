@@ -29,7 +29,7 @@ from tests.services.oniond.fakes import FakeAudit
 from tests.web.wire import Response, request, split_response
 
 NOW_S = 1_800_000_000.0
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 
 
 class Turns(Clock):

@@ -305,7 +305,7 @@ class Verifying(WithFile):
         self.assertIsNone(self.broken(self.lines, head=self.sink.head))
         self.assertIsNone(self.broken(self.lines, head=json.loads(self.lines[5])["prev"]))
 
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(st.data())
     def test_any_byte_that_is_another(self, data: st.DataObject) -> None:
         """In all lines but the last, of which only somebody who noted the head can tell."""
@@ -321,7 +321,7 @@ class Verifying(WithFile):
 class Auditing(TestCase):
     """From the reactor, with a real thread."""
 
-    timeout = 20
+    timeout = 60
 
     def setUp(self) -> None:
         self.path = Path(self.mktemp()).absolute() / "audit.jsonl"

@@ -103,7 +103,7 @@ class TorFactory(Factory):
 class Calling(TestCase):
     """One call, one login, one connection."""
 
-    timeout = 20
+    timeout = 60
 
     def setUp(self) -> None:
         self.tor = TorFactory()

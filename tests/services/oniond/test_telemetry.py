@@ -88,7 +88,7 @@ class Nonsense(Listening):
         self.assertEqual(self.unread(), len(lines) + 3 + 4 + 2 + 1)
         self.assertEqual(self.heard.recent(), [])
 
-    @settings(max_examples=300)
+    @settings(max_examples=100)
     @given(
         st.sampled_from([*EVENTS, "BW"]), st.text(max_size=80) | st.from_regex(r"[0-9]{1,3} [A-Z_]{1,12}( \S+=\S*)*")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Coroutine
 from pathlib import Path
@@ -15,7 +16,7 @@ from ron.tor.descriptor.blinding import KeySigner
 from ron.tor.descriptor.build import DescriptorKey, certify
 from ron.tor.descriptor.intropoints import Extras, IntroPoint
 from ron.tor.descriptor.periods import TimePeriod
-from ron.tor.onionkeys import OnionKey, new_key
+from ron.tor.onionkeys import OnionKey, new_key, parse_key
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 # when tor made tests/vectors/onion-with-pow.txt
@@ -28,6 +29,14 @@ def recorded() -> tuple[str, str]:
     """(address, descriptor)."""
     _comment, onion, text = (VECTORS / "onion-with-pow.txt").read_text().split("\n", 2)
     return onion, text
+
+
+def key_of(name: str) -> OnionKey:
+    """The same for the same name: what depends on its places on the ring is as it was in the last run."""
+    expanded = bytearray(hashlib.sha512(name.encode()).digest())
+    expanded[0] &= 248
+    expanded[31] = (expanded[31] & 63) | 64
+    return parse_key(f"ED25519-V3:{base64.b64encode(expanded).decode()}")
 
 
 def finish(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -18,15 +18,15 @@ from ron.tor.descriptor.blinding import blind, identity_of
 from ron.tor.descriptor.hashring import HsDir, Ring, node_index, read_ring, read_time, service_index
 from ron.tor.descriptor.periods import NetworkTime, TimePeriod
 from ron.tor.descriptor.refused import Refused
-from ron.tor.onionkeys import address_of, new_key
-from tests.tor.descriptor.samples import VECTORS
+from ron.tor.onionkeys import address_of
+from tests.tor.descriptor.samples import VECTORS, key_of
 
 HOUR_S = 3600
 NETWORK: dict[str, Any] = json.loads((VECTORS / "descriptor" / "network.json").read_text())
 CONSENSUS, MICRODESCRIPTORS = NETWORK["consensus"], NETWORK["microdescriptors"]
 PERIOD = TimePeriod(number=42, length_min=1440, start_s=0)
 SRV, SRV_BEFORE = (base64.b64encode(bytes([value]) * 32).decode() for value in (5, 4))
-IDENTITY = identity_of(address_of(new_key()))
+IDENTITY = identity_of(address_of(key_of("identity")))
 
 
 def many(count: int) -> Ring:

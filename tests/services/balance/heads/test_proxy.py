@@ -53,7 +53,7 @@ class Reverser(Talker):
 
 
 class ProxyTests(TestCase):
-    timeout = 20
+    timeout = 60
 
     def setUp(self) -> None:
         self.behind: list[Talker] = []

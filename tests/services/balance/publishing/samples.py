@@ -20,7 +20,7 @@ from ron.tor.descriptor.intropoints import Backend, IntroPoint, read_revision, r
 from ron.tor.descriptor.periods import NetworkTime
 from ron.tor.onionkeys import OnionKey, address_of, new_key
 from tests.tor.descriptor.samples import NOW_S as RECORDED_S
-from tests.tor.descriptor.samples import descriptor_key, intro_point
+from tests.tor.descriptor.samples import descriptor_key, intro_point, key_of
 
 INTERVAL_S = 20
 TIME = NetworkTime(valid_after_s=int(RECORDED_S) // INTERVAL_S * INTERVAL_S, interval_s=INTERVAL_S, testing=True)
@@ -29,7 +29,7 @@ TIME = msgspec.structs.replace(TIME, valid_after_s=TIME.run_start_s + 6 * INTERV
 NOW_S = TIME.valid_after_s + 5.0
 OLDER, NEWER = (due.period for due in TIME.due())
 EXPIRES_H = int(NOW_S) // 3600 + 40
-MASTER = new_key()
+MASTER = key_of("master")
 ONION = address_of(MASTER)
 
 

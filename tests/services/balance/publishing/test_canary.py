@@ -179,7 +179,7 @@ class Pacing(SynchronousTestCase):
 
 
 class Visiting(TestCase):
-    timeout = 20
+    timeout = 60
 
     def listen(self, factory: Any) -> int:
         listening = reactor.listenTCP(0, factory, interface="127.0.0.1")

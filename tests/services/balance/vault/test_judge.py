@@ -79,6 +79,6 @@ class Judged(SynchronousTestCase):
         self.assertRaises(Refused, judged, bytes(message), GENERATOR, PERIODS, NOW_S)
 
     @given(st.binary(max_size=300))
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     def test_any_bytes(self, message: bytes) -> None:
         self.assertRaises(RonError, judged, message, GENERATOR, PERIODS, NOW_S)
