@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench import harness, kmsfair, kmspeers
+from bench import harness, kmsfair, kmsoap, kmspeers
 from bench.harness import CLIENT_CPU, scratch
 from bench.kmsload import Stream, figures, request, saturate, steady
-from bench.kmsnode import KmsNode, MemoryWatch, path, sign_body, verify_body
+from bench.kmsnode import HYBRID_OR, UNLIMITED, KmsNode, MemoryWatch, path, sign_body, verify_body
+from ron.proto.kmscalls import KmsCall
 
 SECONDS = int(os.environ.get("KMS_SECONDS", "5"))
 ROUNDS = int(os.environ.get("KMS_ROUNDS", "3"))
@@ -24,6 +25,9 @@ CONNECTIONS = 64
 # Of saturation: where latencies are promised.
 STEADY = 0.7
 MANY_KEYS = 256
+# Over OAP/1: connections, and requests under way on each, as many as HELLO allows.
+OAP_CONNECTIONS, OAP_AT_A_TIME = 2, 64
+OAP_ROW = "sign ed25519, OAP/1, pipelined"
 PARTS = ("calls", "peers", "fair")
 # Of issue 6: p95 in ms at 70 % of saturation, answers a second, MiB.
 P95_MS = {
@@ -34,7 +38,7 @@ P95_MS = {
     f"verify, {MANY_KEYS} keys in turn": 5.0,
     "wrap": 6.0,
 }
-PER_S = {"sign ed25519": 12_000.0, "sign hybrid": 1500.0}
+PER_S = {"sign ed25519": 12_000.0, "sign hybrid": 1500.0, OAP_ROW: 20_000.0}
 RSS_MIB = 512.0
 # Each call's share of the bare primitive's pace.
 BARE = {
@@ -84,13 +88,15 @@ def _before() -> dict[str, Any]:
 
 def _calls() -> dict[str, Any]:
     """Saturation of each, round by round, the best counts; then each at 70 % of that."""
-    with scratch() as folder, KmsNode(folder) as node, MemoryWatch(node) as memory:
+    config = 'oap_addr = "127.0.0.1:0"\n' + UNLIMITED + HYBRID_OR
+    with scratch() as folder, KmsNode(folder, config) as node, MemoryWatch(node) as memory:
         started_mib = node.rss_mib()
         asked = _bodies(node)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in asked}
         for _ in range(ROUNDS):
             for name, (call, bodies) in asked.items():
                 runs[name].append(_saturated(node, call, bodies))
+            runs.setdefault(OAP_ROW, []).append(_pipelined(node, asked["sign ed25519"][1][0]))
         best = {name: max(rounds, key=lambda r: r["per_s"]) for name, rounds in runs.items()}
         calm = {
             name: _calmly(node, call, bodies, best[name]["per_s"] * STEADY) for name, (call, bodies) in asked.items()
@@ -131,6 +137,14 @@ def _saturated(node: KmsNode, call: str, bodies: list[_Body]) -> dict[str, float
     before_s = node.cpu_s()
     texts = list(map(json.dumps, bodies))
     run = saturate(node.url(call), texts, node.headers, seconds=SECONDS, connections=CONNECTIONS)
+    return {**run, "cpu_us_per_call": round((node.cpu_s() - before_s) / (run["per_s"] * SECONDS) * 1e6, 1)}
+
+
+def _pipelined(node: KmsNode, body: _Body) -> dict[str, float]:
+    before_s, port = node.cpu_s(), int(node.facts["oap_addr"].rpartition(":")[2])
+    cap = node.headers["Authorization"].removeprefix("Bearer ").encode()
+    load = {"seconds": SECONDS, "connections": OAP_CONNECTIONS, "at_a_time": OAP_AT_A_TIME}
+    run = kmsoap.saturate(port, KmsCall.SIGN, cap, json.dumps(body).encode(), **load)
     return {**run, "cpu_us_per_call": round((node.cpu_s() - before_s) / (run["per_s"] * SECONDS) * 1e6, 1)}
 
 
@@ -202,7 +216,12 @@ def _show(result: dict[str, Any]) -> None:
     if calls := result.get("calls"):
         columns = ["ron-kms, one core", "calls/s", "CPU µs", "at 70 %: p50 ms", "p95 ms", "p99 ms"]
         rows = [
-            [name, f"{run['per_s']:.0f}", run["cpu_us_per_call"], *(calls["steady"][name][k] for k in _TIMES)]
+            [
+                name,
+                f"{run['per_s']:.0f}",
+                run["cpu_us_per_call"],
+                *(calls["steady"].get(name, {}).get(k, "—") for k in _TIMES),
+            ]
             for name, run in calls["saturation"].items()
         ]
         harness.show("the key service over HTTP", columns, rows)

@@ -1,10 +1,12 @@
 """A real `twistd -n ron-kms` on a core of its own: file backend, sealed with scrypt as configured, log on this disk.
 
 In: lines of its config. Out: keys, the bodies of requests for them, what it uses of memory and processor.
+KMS_WORKERS=N: with so many workers, and on all cores, which the load then shares.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -23,14 +25,25 @@ UNLIMITED = "[security]\nsign_rate_limit_rps = 10000000\n"
 # With it a request may ask for the classical half alone.
 HYBRID_OR = '[pq]\nverify_mode = "or"\n'
 START_S = 90
+WORKERS = int(os.environ.get("KMS_WORKERS", "0"))
+ALL_CPUS = f"0-{(os.cpu_count() or 1) - 1}"
 _PATH = "/v1/kms"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class KmsNode:
-    """more: lines of the config. cpu: where it runs, all its threads."""
+    """more: lines of the config. cpu: where it runs, all its threads and workers; with workers all there are."""
 
-    def __init__(self, home: Path, more: str = UNLIMITED + HYBRID_OR, *, cpu: str = SERVER_CPU) -> None:
+    def __init__(
+        self,
+        home: Path,
+        more: str = UNLIMITED + HYBRID_OR,
+        *,
+        cpu: str = SERVER_CPU,
+        workers: int = WORKERS,
+    ) -> None:
+        cpu = ALL_CPUS if workers else cpu
+        more = f"workers = {workers}\n{more}"
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
         path = home / "kms.toml"
@@ -71,8 +84,19 @@ class KmsNode:
 
     @property
     def pid(self) -> int:
-        """Of the one process it is."""
+        """Of its owner, where it has workers."""
         return self._process.pid
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all processes of it."""
+        found = [self.pid]
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if int(_stat(int(entry.name))[1]) == self.pid:
+                        found.append(int(entry.name))
+        return found
 
     def url(self, call: str) -> str:
         """Of an operation."""
@@ -97,13 +121,17 @@ class KmsNode:
         return str(made["kid"]).partition("#")[0]
 
     def cpu_s(self) -> float:
-        """Processor time so far, of all its threads."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        """Processor time so far, of all its threads and workers."""
+        stats = map(_stat, self.pids)
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / _TICKS
 
     def rss_mib(self) -> float:
-        """Just now."""
-        return memory_mib(self.pid)["rss_mib"]
+        """Just now; of all processes, with what they share counted for each."""
+        return sum(memory_mib(pid)["rss_mib"] for pid in self.pids)
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 class MemoryWatch:

@@ -62,14 +62,14 @@ def _fuzz(name: str, seconds: int, keep: bool) -> bool:
     held = code == 0 and runs is not None and not findings
     verdict = "ok" if held else "FOUND" if findings else "BROKEN"
     counted = f"corpus {_count(corpus)} + {_count(new)}"
-    print(f"{name:12} {verdict:6} {int(runs[1]) if runs else 0:>9} runs {seconds:>5} s   {counted}", flush=True)
+    print(f"{name:14} {verdict:6} {int(runs[1]) if runs else 0:>9} runs {seconds:>5} s   {counted}", flush=True)
     if not held:
         (folder / "output.txt").write_text(output)
         print(_story(output), *(f"  input: {path}" for path in findings), f"  output: {folder}/output.txt", sep="\n")
         return False
     if keep:
         _drive(name, ["-merge=1", *LIMITS, str(corpus), str(new)], seconds + GRACE_S)
-        print(f"{'':12} kept   corpus {_count(corpus)}")
+        print(f"{'':14} kept   corpus {_count(corpus)}")
     shutil.rmtree(folder)
     return True
 

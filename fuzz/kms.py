@@ -203,3 +203,10 @@ def grpc_api() -> Target:
             raise Finding(f"{operation.name}: a request does not come back")
 
     return one
+
+
+def pkcs11_adapter() -> Target:
+    """What a token answers: see `fuzz.hsm`, which needs the extra `pkcs11`."""
+    from fuzz import hsm
+
+    return hsm.pkcs11_adapter()

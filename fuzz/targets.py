@@ -331,5 +331,6 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "json_api": kms.json_api,
     "codec_bundle": kms.codec_bundle,
     "grpc_api": kms.grpc_api,
+    "pkcs11_adapter": kms.pkcs11_adapter,
     "alarm": alarm,
 }

@@ -22,26 +22,33 @@ PER_MINUTE = 60
 WINDOW_S = 3600
 _MINUTE_S = 60
 _FAMILY = "kms"
+_EVERYTHING = "*"
 # Labels are never forgotten: tenants beyond so many are counted together.
 _MOST_TENANTS = 256
 
 
 class Ceiling:
-    """active: capabilities of one tenant at a time. per_minute: new ones. minted: by tenant, in this process."""
+    """active: capabilities of one tenant at a time. per_minute: new ones. minted: by tenant, in this process.
 
-    def __init__(self, active: int = ACTIVE, per_minute: int = PER_MINUTE) -> None:
+    keys_here: this process's capabilities open a key service, so that one for everything is one for keys, too.
+    """
+
+    def __init__(self, active: int = ACTIVE, per_minute: int = PER_MINUTE, *, keys_here: bool = False) -> None:
         self.active = active
         self.per_minute = per_minute
+        self.keys_here = keys_here
         self.minted: Counter[str] = Counter()
 
+    def apply(self, active: int, per_minute: int) -> None:
+        """Of a key service, from the next one on; those that are there stay."""
+        self.active, self.per_minute, self.keys_here = active, per_minute, True
+
     def applies(self, caveats: Iterable[Caveat]) -> bool:
-        """Is it for keys?"""
-        return any(
-            part.partition(":")[0] == _FAMILY
-            for caveat in caveats
-            if caveat.name == "scope"
-            for part in scope_parts(caveat.value)
-        )
+        """Is it for keys? One without any scope is the administrator's own, and is not counted."""
+        families = {
+            part.partition(":")[0] for caveat in caveats if caveat.name == "scope" for part in scope_parts(caveat.value)
+        }
+        return _FAMILY in families or (self.keys_here and _EVERYTHING in families)
 
     def check(self, caveats: Sequence[Caveat], alive: Iterable[Minted], now_s: float) -> None:
         """One more of these beside `alive`? Counts it. Raises `RonError` (Backpressure)."""

@@ -47,6 +47,10 @@ def audit() -> None:
 @click.option("--key", "key", type=_file, metavar="FILE", help="Of DIR or URL: the verifier keys that are trusted.")
 @click.option("--checkpoint", type=_file, metavar="FILE", help="Of DIR or URL: one noted earlier, which must hold.")
 @click.option("--save", type=_file, metavar="FILE", help="Of a URL that is whole: note its checkpoint there.")
+@click.option(
+    "--witness", "witnesses", multiple=True, metavar="KEY", help="Of DIR or URL: who must have seen it. Repeat."
+)
+@click.option("--witness-quorum", type=click.IntRange(min=0), metavar="N", help="So many of them.  [all]")
 @cap_option
 @json_option
 @click.pass_context
@@ -57,6 +61,8 @@ def verify(
     key: Path | None,
     checkpoint: Path | None,
     save: Path | None,
+    witnesses: tuple[str, ...],
+    witness_quorum: int | None,
     cap: str | None,
     as_json: bool,
 ) -> None:
@@ -68,7 +74,8 @@ def verify(
 
     DIR is a log of the key service, URL a key service that shows its own. Each record, each root and each checkpoint's
     signatures are checked against --key, a file of verifier keys, one a line; an empty line between two sets. Who
-    holds those keys can still sign another history: note a checkpoint and give it as --checkpoint later.
+    holds those keys can still sign another history: note a checkpoint and give it as --checkpoint later, or ask for the
+    cosignatures of witnesses: --witness is a verifier key (NAME+ID+KEY) or a file of them.
 
     \b
     Examples:
@@ -77,14 +84,16 @@ def verify(
       ronctl audit verify --head "$(cat /mnt/elsewhere/oniond.head)"
       ronctl audit verify /var/lib/ron/kms-audit --key kms.vkeys
       ronctl audit verify https://kms.internal:9446 --key kms.vkeys --save today.note --checkpoint yesterday.note
+      ronctl audit verify kms-audit --key kms.vkeys --witness b.vkey --witness c.vkey --witness-quorum 1
     """
     if any(map(audit_kms.is_meant, places)):
         if len(places) > 1 or head is not None:
             raise bad_request("a log of the key service is checked by itself, and has no --head", "--checkpoint FILE")
-        wanted = audit_kms.Wanted(places[0], key, checkpoint, save, cap)
+        wanted = audit_kms.Wanted(places[0], key, checkpoint, save, cap, witnesses, witness_quorum)
         context.exit(audit_kms.check(wanted, as_json=as_json))
-    if key is not None or checkpoint is not None or save is not None:
-        raise bad_request("--key, --checkpoint and --save are for a log of the key service", "name its DIR or URL")
+    if key is not None or checkpoint is not None or save is not None or witnesses:
+        hint = "name its DIR or URL"
+        raise bad_request("--key, --checkpoint, --save and --witness are for a log of the key service", hint)
     logs = _logs(tuple(map(Path, places)))
     if head is not None and not _HEAD.match(head):
         raise bad_request("--head is 64 characters of 0-9 and a-f", "as `ronctl audit verify` prints it")

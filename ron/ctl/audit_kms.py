@@ -1,7 +1,7 @@
 """`ronctl audit verify` of a key service's log: a directory, or a service that shows its own over HTTP.
 
-In: where it is, the keys that are trusted. Out: how far it holds, as a line or one JSON object, and the first bad
-record.
+In: where it is, the keys that are trusted, the witnesses that must have seen it. Out: how far it holds, as text or one
+JSON object, and the first bad record.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import click
 
 from ron.crypto.merkle import CompactRange, Peaks, leaf_hash, verify_consistency
 from ron.crypto.notes import BadNoteError, Head, KeySet, open_by, parse_head, parse_note
+from ron.ctl.audit_kms_witness import Cosigned, cosigned_of, head_of, seen_at, seen_in, witnesses_of
 from ron.ctl.console import StageConsole
 from ron.ctl.node import connect, print_json, run
 from ron.ctl.plain import plain_text
@@ -24,7 +25,15 @@ from ron.kernel.files import write_private
 from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
 from ron.proto.kmsaudit import AuditPage, AuditProof
 from ron.sdk import Api
-from ron.services.kms.audit.verify import BrokenLogError, Verdict, Verification, is_log, read_keys, verify_directory
+from ron.services.kms.audit.verify import (
+    BrokenLogError,
+    Claim,
+    Verdict,
+    Verification,
+    is_log,
+    read_keys,
+    verify_directory,
+)
 
 PATH = "/v1/kms/audit"
 PAGE = 1000
@@ -34,20 +43,24 @@ Show = Callable[[int, int], None]
 
 class Wanted(NamedTuple):
     """place: a directory or an http(s) URL. key, earlier: files of verifier keys and of a checkpoint. save: where to
-    note a URL's checkpoint. cap: a capability or its file."""
+    note a URL's checkpoint. cap: a capability or its file. witnesses: verifier keys, or files of them. quorum: so many
+    of these must have cosigned; None for all."""
 
     place: str
     key: Path | None
     earlier: Path | None
     save: Path | None
     cap: str | None
+    witnesses: tuple[str, ...] = ()
+    quorum: int | None = None
 
 
 class _Checked(NamedTuple):
-    """note: the checkpoint that was checked against, where one was fetched."""
+    """note: the checkpoint that was checked against, where one was fetched. seen: the one that witnesses saw."""
 
     verdict: Verdict
     note: bytes | None = None
+    seen: bytes | None = None
 
 
 def is_meant(place: str) -> bool:
@@ -65,24 +78,28 @@ def check(wanted: Wanted, *, as_json: bool) -> int:
         earlier = _earlier(wanted.earlier, keys)
     if wanted.save is not None and not _is_url(wanted.place):
         raise bad_request("--save notes the checkpoint of a URL", "a directory keeps all of its own")
-    checked = _url(wanted, keys, earlier) if _is_url(wanted.place) else _directory(Path(wanted.place), keys, earlier)
-    verdict = checked.verdict
+    witnesses = witnesses_of(wanted.witnesses, wanted.quorum)
+    noted = [earlier] if earlier is not None else []
+    checked = _url(wanted, keys, noted) if _is_url(wanted.place) else _directory(wanted, keys, noted)
+    verdict, cosigned = checked.verdict, cosigned_of(checked.seen, witnesses, wanted.quorum)
     if wanted.save is not None and checked.note is not None and verdict.broken is None:
         write_private(wanted.save, checked.note)
     if as_json:
-        print_json(_view(wanted.place, verdict))
+        print_json(_view(wanted.place, verdict, cosigned))
     else:
-        click.echo(_text(wanted.place, verdict))
-    return int(verdict.broken is not None)
+        click.echo(_text(wanted.place, verdict, cosigned))
+    return int(verdict.broken is not None or not cosigned.enough)
 
 
-def _directory(directory: Path, keys: Sequence[KeySet], earlier: Head | None) -> _Checked:
+def _directory(wanted: Wanted, keys: Sequence[KeySet], noted: Sequence[Head]) -> _Checked:
+    directory = Path(wanted.place)
     with _Bar() as bar:
         try:
-            for step in verify_directory(directory, keys, earlier):
+            seen = seen_in(directory) if wanted.witnesses else None
+            for step in verify_directory(directory, keys, [*noted, *head_of(seen)]):
                 bar.show(step.records, step.of)
                 if step.verdict is not None:
-                    return _Checked(step.verdict)
+                    return _Checked(step.verdict, seen=seen)
         except OSError as error:
             hint = "call ronctl as the daemon's user, or as root"
             raise unavailable(f"{directory} cannot be read: {error.strerror}", hint=hint) from None
@@ -92,13 +109,16 @@ def _directory(directory: Path, keys: Sequence[KeySet], earlier: Head | None) ->
 # Over HTTP
 
 
-def _url(wanted: Wanted, keys: Sequence[KeySet], earlier: Head | None) -> _Checked:
+def _url(wanted: Wanted, keys: Sequence[KeySet], noted: Sequence[Head]) -> _Checked:
     base = wanted.place.rstrip("/").removesuffix(PATH)
 
     async def whole(reactor: Any) -> _Checked:
         api = connect(reactor, base, wanted.cap)
         with _Bar() as bar:
-            return await _Remote(api, keys, earlier, bar.show).checked()
+            # before the newest one: it is of no more records than that
+            seen = await seen_at(api) if wanted.witnesses else None
+            checked = await _Remote(api, keys, [*noted, *head_of(seen)], bar.show).checked()
+            return checked._replace(seen=seen)
 
     return run(whole)
 
@@ -106,9 +126,9 @@ def _url(wanted: Wanted, keys: Sequence[KeySet], earlier: Head | None) -> _Check
 class _Remote:
     """A service's log, read page by page; after each the service has to prove that its checkpoint goes on from it."""
 
-    def __init__(self, api: Api, keys: Sequence[KeySet], earlier: Head | None, show: Show) -> None:
+    def __init__(self, api: Api, keys: Sequence[KeySet], noted: Sequence[Head], show: Show) -> None:
         self._api = api
-        self._verification = Verification(keys, earlier=earlier)
+        self._verification = Verification(keys, noted=noted)
         self._show = show
 
     async def checked(self) -> _Checked:
@@ -123,6 +143,8 @@ class _Remote:
                 raise BrokenLogError(None, "its checkpoint is not by keys that are trusted")
             self._verification.reached(head)
             self._verification.finish()
+            for claim in self._verification.claims:
+                await self._prove(claim, head)
         except BrokenLogError as error:
             return _Checked(self._verification.verdict(error), note)
         return _Checked(self._verification.verdict(), note)
@@ -149,6 +171,14 @@ class _Remote:
         if not await self._holds(tree, head):
             await self._name_bad(before, leaves, head)
             raise BrokenLogError(None, f"a record from {start} to {tree.size - 1} is not the one that was signed")
+
+    async def _prove(self, claim: Claim, head: Head) -> None:
+        """That a continuity record was made in this log, and not in another one that the old keys signed."""
+        said = claim.head
+        path = f"{PATH}/proof?old={said.size}&size={head.size}"
+        answer = await self._api.call("GET", path, AuditProof)
+        if not verify_consistency(said.size, head.size, said.root, head.root, _decoded(answer.hashes)):
+            raise BrokenLogError(claim.record, "its continuity record is of another history")
 
     async def _leaves(self, start: int, count: int) -> list[bytes]:
         path = f"{PATH}/entries?start={start}&count={count}"
@@ -195,7 +225,7 @@ def _decoded(values: Sequence[str]) -> list[bytes]:
 # Words
 
 
-def _view(place: str, verdict: Verdict) -> dict[str, Any]:
+def _view(place: str, verdict: Verdict, cosigned: Cosigned) -> dict[str, Any]:
     broken = verdict.broken
     return {
         "log": place,
@@ -206,10 +236,11 @@ def _view(place: str, verdict: Verdict) -> dict[str, Any]:
         "other_checkpoints": verdict.others,
         "signed": verdict.signed,
         "broken": None if broken is None else {"record": broken.index, "why": broken.why},
+        **cosigned.view(),
     }
 
 
-def _text(place: str, verdict: Verdict) -> str:
+def _text(place: str, verdict: Verdict, cosigned: Cosigned) -> str:
     name, broken = plain_text(place), verdict.broken
     if broken is not None:
         where = f"broken at record {broken.index}" if broken.index is not None else "broken"
@@ -218,7 +249,8 @@ def _text(place: str, verdict: Verdict) -> str:
     unsigned = verdict.records - verdict.signed
     tail = f", {unsigned} of them not signed yet" if unsigned else ""
     root = verdict.root.hex()
-    return f"{name}: whole, {verdict.records} records{tail}, {verdict.checkpoints} checkpoints{others}, root {root}"
+    whole = f"{name}: whole, {verdict.records} records{tail}, {verdict.checkpoints} checkpoints{others}, root {root}"
+    return "\n".join([whole, *cosigned.lines()])
 
 
 class _Bar:

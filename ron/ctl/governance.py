@@ -22,6 +22,8 @@ from ron.kernel.units import parse_quantity
 from ron.proto.governance import Action, GovernanceView, ProposalView, Role, State, Verb
 
 if TYPE_CHECKING:
+    from nacl.signing import SigningKey
+
     from ron.sdk.governance import Governance
 
 T = TypeVar("T")
@@ -42,6 +44,19 @@ _role_option = click.option("--role", type=role_choice, help="Sign only if this 
 _reason_option = click.option("--reason", default="", metavar="TEXT", help="Why; it is signed and kept.")
 _scope_option = click.option("--scope", required=True, metavar="global|tenant:NAME", help="For whom.")
 _rationale_option = click.option("--rationale", required=True, metavar="TEXT", help="Why; it is signed and kept.")
+
+
+def together_options(command: F) -> F:
+    """Of a joint approval."""
+    folder = click.option(
+        "--folder", type=click.Path(path_type=Path, file_okay=False), help="Sign with others: the folder for letters."
+    )
+    share = click.option("--share", type=_file, help="Your share of the joint key, as keygen --threshold wrote it.")
+    others = click.option(
+        "--with", "with_", multiple=True, metavar="ROLE|KEY-ID", help="Begin it, with these. Repeat.  [join another's]"
+    )
+    wait = click.option("--wait", default="10m", show_default=True, metavar="TIME", help="For the others.")
+    return folder(share(others(wait(command))))
 
 
 def _signing(command: F) -> F:
@@ -183,14 +198,20 @@ def _voting(verb: Verb, what: str, example: str) -> click.Command:
         control: str | None,
         cap: str | None,
         as_json: bool,
+        **together: Any,
     ) -> None:
         key = signing_key(key_path, passphrase_file)
+        if together.get("folder") is not None:
+            _report(_approve_together(control, cap, proposal, key, together, reason, is_asked(yes)), as_json)
+            return
 
         async def work(service: Governance) -> ProposalView:
             return await vote(service, verb, proposal, key, role=role, reason=reason, ask_first=is_asked(yes))
 
         _report(_ask(control, cap, work), as_json)
 
+    if verb == "approve":
+        command = together_options(command)
     command.__doc__ = f"{what}\n\nOn a terminal it shows what is signed, and asks.\n\n\b\nExample:\n  {example}\n"
     return governance.command(verb)(command)
 
@@ -198,7 +219,9 @@ def _voting(verb: Verb, what: str, example: str) -> click.Command:
 _voting(
     "approve",
     "Approve a proposal with your key: exactly what `show` shows, and nothing else.",
-    "ronctl governance approve 0192… --role security-officer --key officer.key",
+    "ronctl governance approve 0192… --role security-officer --key officer.key\n"
+    "  ronctl governance approve 0192… --folder /mnt/us --share owner.share --with custodian    (the owner begins)\n"
+    "  ronctl governance approve 0192… --folder /mnt/us --share custodian.share                 (the custodian joins)",
 )
 _voting(
     "reject",
@@ -211,6 +234,26 @@ _voting(
     "An auditor's vote on a deadlock: after a day without a decision, and it counts two days later.",
     "ronctl governance tiebreak 0192… --key audit.key",
 )
+
+
+@governance.command("aggregate")
+@click.argument("proposal")
+@click.option(
+    "--folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where the letters lie."
+)
+@NODE.reach
+def aggregate_command(proposal: str, folder: Path, control: str | None, cap: str | None, as_json: bool) -> None:
+    """Put a joint approval together and hand it in, where whoever began it could not. It takes no key.
+
+    Somebody whose share does not fit is named.
+
+    \b
+    Example:
+      ronctl governance aggregate 0192… --folder /mnt/us
+    """
+    from ron.ctl.governance_together import aggregate
+
+    _report(_ask(control, cap, lambda service: aggregate(service, proposal, folder)), as_json)
 
 
 @governance.command("execute")
@@ -264,13 +307,16 @@ def freeze(
 @governance.command("dispute")
 @click.argument("subject", metavar="request:ID|cap:ID|proposal:ID|kid:KID|audit:INDEX")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; or what was found, with --resolve.")
-@click.option("--resolve", is_flag=True, help="Publish what came of it.")
+@click.option("--resolve", "verb", flag_value="resolve", help="Publish what came of it.")
+@click.option("--acknowledge", "verb", flag_value="acknowledge", help="It was heard; any signer, within an hour.")
+@click.option("--triage", "verb", flag_value="triage", help="It was sorted; any signer, within a day.")
+@click.option("--extend", "verb", flag_value="extend", help="A day more for the decision; any signer.")
 @_signing
 @NODE.reach
 def dispute(
     subject: str,
     reason: str,
-    resolve: bool,
+    verb: Verb | None,
     key_path: Path | None,
     passphrase_file: Path | None,
     control: str | None,
@@ -282,14 +328,14 @@ def dispute(
     \b
     Examples:
       ronctl governance dispute proposal:0192… --reason 'evidence missing' --key audit.key
+      ronctl governance dispute proposal:0192… --acknowledge --reason 'we look into it' --key owner.key
       ronctl governance dispute proposal:0192… --resolve --reason 'evidence was late, and is whole' --key audit.key
     """
     key = signing_key(key_path, passphrase_file)
 
     async def work(service: Governance) -> GovernanceView:
         standing = await service.standing()
-        verb: Verb = "resolve" if resolve else "dispute"
-        return await service.dispute(said(standing, key, verb, subject=subject, reason=reason))
+        return await service.dispute(said(standing, key, verb or "dispute", subject=subject, reason=reason))
 
     view = _ask(control, cap, work)
     print_json(view) if as_json else click.echo(standing_text(view))
@@ -322,6 +368,25 @@ def _ask(control: str | None, cap: str | None, work: Callable[[Governance], Awai
     from ron.sdk.governance import Governance
 
     return NODE.ask(control, cap, lambda _reactor, api: work(Governance(api)))
+
+
+def _approve_together(
+    control: str | None,
+    cap: str | None,
+    proposal: str,
+    key: SigningKey,
+    options: dict[str, Any],
+    reason: str,
+    ask_first: bool,
+) -> ProposalView:
+    from ron.ctl.governance_together import Together, approve_together
+    from ron.sdk.governance import Governance
+
+    if options["share"] is None:
+        raise click.UsageError("--folder goes with --share")
+    wait_s = parse_quantity(options["wait"], "s")
+    how = Together(options["folder"], options["share"], options["with_"], wait_s, reason, ask_first)
+    return NODE.ask(control, cap, lambda reactor, api: approve_together(reactor, Governance(api), proposal, key, how))
 
 
 def _report(view: ProposalView, as_json: bool) -> None:

@@ -37,7 +37,8 @@ def proposal_text(view: ProposalView) -> str:
     for vote in view.signatures:
         locked = f", counts from {vote.counts_from}" if vote.counts_from else ""
         reason = f": {plain_text(vote.reason)}" if vote.reason else ""
-        lines.append(f"  {vote.verb:<8} {vote.role} {vote.key_id}, {vote.at}{locked}{reason}")
+        together = f" of {', '.join(vote.by)}" if vote.by else ""
+        lines.append(f"  {vote.verb:<8} {vote.role} {vote.key_id}{together}, {vote.at}{locked}{reason}")
     if view.used:
         lines.append("used       this permission is no longer good")
     if view.disputed:
@@ -61,10 +62,15 @@ def standing_text(view: GovernanceView) -> str:
     for one in view.signers:
         note = ", due for rotation" if one.due else ""
         lines.append(f"  {one.role:<16} {one.key_id}, since {one.since}{note}")
+    if view.group:
+        # threshold, count, then the public key: `GroupKey.encode`
+        lines.append(f"joint key  {view.group[4:68]}")
     lines += [f"pq mode    {plain_text(scope)}: {mode}" for scope, mode in sorted(view.pq_modes.items())]
     lines += [f"FROZEN     {plain_text(one.scope)} by {one.proposal}, {one.left_s} s left" for one in view.freezes]
     for mark in view.disputes:
-        state = "disputed" if mark.disputed else f"resolved: {plain_text(mark.resolution or '')}"
+        late = ", LATE" if mark.late else ""
+        open_ = f"disputed; {mark.next} until {mark.until}{late}"
+        state = open_ if mark.disputed else f"resolved: {plain_text(mark.resolution or '')}"
         lines.append(f"dispute    {plain_text(mark.subject)}: {plain_text(mark.reason)}; {state}")
     return "\n".join(lines)
 

@@ -14,9 +14,10 @@ from typing import Any
 import click
 import msgspec
 
-from ron.ctl.control import op_id_option
+from ron.ctl.kms_audit import audit
 from ron.ctl.kms_keys import key
-from ron.ctl.kms_reach import NODE, ask
+from ron.ctl.kms_passphrase import passphrase
+from ron.ctl.kms_reach import NODE, ask, sign_option
 from ron.ctl.node import print_json
 from ron.proto.errors import bad_request
 from ron.proto.kms import Signature, VerifyResponse
@@ -46,7 +47,7 @@ def kms() -> None:
 @hash_option
 @click.option("--hybrid/--classical", default=None, help="With the post-quantum half, or not.  [tenant's phase]")
 @payload_argument
-@op_id_option
+@sign_option
 @NODE.reach
 def sign(
     kid: str,
@@ -234,4 +235,6 @@ def _sigs(path: Path) -> _Signed:
         raise bad_request(f"{path} has no signatures", "give what `ronctl kms sign --json` printed") from None
 
 
+kms.add_command(audit)
 kms.add_command(key)
+kms.add_command(passphrase)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from ron.ctl.control import confirm, is_asked, op_id_option, yes_option
-from ron.ctl.kms_reach import NODE, ask
+from ron.ctl.control import confirm, is_asked, yes_option
+from ron.ctl.kms_public import jwk_set, pem_text
+from ron.ctl.kms_reach import NODE, act_option, ask
 from ron.ctl.node import print_json
 from ron.proto.errors import bad_request
 from ron.proto.kms import KeyView
@@ -39,7 +40,7 @@ def key() -> None:
 @click.option("--purpose", required=True, metavar="P", help="What for; kem or wrap makes a key to wrap with.")
 @click.option("--alg", type=click.Choice(_ALGS), default="hybrid", show_default=True)
 @click.option("--hints", metavar="JSON", help='What policy may want to know: {"rotate_days": 30}.')
-@op_id_option
+@act_option
 @NODE.reach
 def create(
     tenant: str,
@@ -68,7 +69,7 @@ def create(
 
 @key.command("rotate")
 @click.argument("kid")
-@op_id_option
+@act_option
 @NODE.reach
 def rotate(kid: str, op_id: str | None, control: str | None, cap: str | None, as_json: bool) -> None:
     """Make a new version of KID. What earlier ones have signed still verifies.
@@ -86,17 +87,29 @@ def rotate(kid: str, op_id: str | None, control: str | None, cap: str | None, as
 
 @key.command("show")
 @click.argument("kid")
+@click.option("--pem", "form", flag_value="pem", help="Public halves as PEM, one block for each.")
+@click.option(
+    "--jwk", "form", flag_value="jwk", help="Public halves as a JWK Set; without ML-KEM, which has no name there."
+)
 @NODE.reach
-def show(kid: str, control: str | None, cap: str | None, as_json: bool) -> None:
+def show(kid: str, form: str | None, control: str | None, cap: str | None, as_json: bool) -> None:
     """What is public of KID, at the version it names or its newest.
 
     \b
     Examples:
       ronctl kms key show core/audit/hybrid/0b2e…
       ronctl kms key show core/audit/hybrid/0b2e…#v1 --json | jq -r .public.pubkey_b64
+      ronctl kms key show core/audit/hybrid/0b2e… --pem > audit.pem
+      ronctl kms key show core/audit/hybrid/0b2e… --jwk > audit.jwks
     """
+    if form is not None and as_json:
+        raise bad_request(f"give either --{form} or --json")
     found = ask(control, cap, lambda k: k.get(kid))
-    if as_json:
+    if form == "pem":
+        click.echo(pem_text(found), nl=False)
+    elif form == "jwk":
+        print_json(jwk_set(found))
+    elif as_json:
         print_json(found)
     else:
         click.echo(key_text(found))
@@ -130,7 +143,7 @@ def list_command(tenant: str | None, control: str | None, cap: str | None, as_js
 @key.command("destroy")
 @click.argument("kid")
 @click.option("--proposal", required=True, metavar="ID", help="The executed proposal that allows it.")
-@op_id_option
+@act_option
 @yes_option
 @NODE.reach
 def destroy(

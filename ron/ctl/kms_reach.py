@@ -9,12 +9,22 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import click
+
 from ron.ctl.control import ControlApi
 
 if TYPE_CHECKING:
     from ron.sdk.kms import Kms
 
 T = TypeVar("T")
+# of what makes or destroys
+act_option = click.option(
+    "--op-id", metavar="UUID", help="Makes it one act however often it is called within 30 days.  [a fresh one]"
+)
+# of what is remembered in memory alone
+sign_option = click.option(
+    "--op-id", metavar="UUID", help="Gives the same signatures again while the service runs.  [a fresh one]"
+)
 NODE = ControlApi(
     what="the key service",
     socket="run/kms.sock",

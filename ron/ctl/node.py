@@ -28,6 +28,9 @@ from ron.sdk.transport import PlainClient
 
 T = TypeVar("T")
 
+# What lone daemons leave in the home, and who they are.
+_LONE = {"onions.json": "ron-oniond", "kms.json": "ron-kms"}
+
 node_option = click.option("--node", metavar="URL", help="The node's gateway, e.g. http://127.0.0.1:9080.")
 cap_option = click.option("--cap", metavar="TOKEN|FILE", help="A capability, or a file that holds one.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -57,21 +60,25 @@ def read_facts(directory: Path | None = None) -> NodeFacts:
 
 
 class RuntimeFacts(msgspec.Struct, frozen=True):
-    """What we need of `onions.json`, which an onion runtime of its own writes instead of `node.json`."""
+    """What we need of `onions.json` or `kms.json`, which a lone daemon writes instead of `node.json`."""
 
     admin_url: str
 
 
 def own_url() -> str:
     """Where the daemon of this home answers its operator: a node's gateway, or the admin address of a lone onion
-    runtime. Raises `Unreachable` when none runs."""
-    runtime = home() / "onions.json"
-    if _exists(home() / "node.json", hidden=True) or not runtime.exists():
+    runtime or key service. Raises `Unreachable` when none runs."""
+    if _exists(home() / "node.json", hidden=True):
         return read_facts().gateway_url
-    try:
-        return msgspec.json.decode(runtime.read_bytes(), type=RuntimeFacts).admin_url
-    except (OSError, msgspec.MsgspecError) as error:
-        raise Unreachable(f"{runtime} cannot be used: {error}", hint="restart ron-oniond; it writes it anew") from None
+    for name, daemon in _LONE.items():
+        facts = home() / name
+        if not facts.exists():
+            continue
+        try:
+            return msgspec.json.decode(facts.read_bytes(), type=RuntimeFacts).admin_url
+        except (OSError, msgspec.MsgspecError) as error:
+            raise Unreachable(f"{facts} cannot be used: {error}", hint=f"restart {daemon}; it writes it anew") from None
+    return read_facts().gateway_url
 
 
 def find_capability(cap: str | None) -> str | None:

@@ -17,7 +17,8 @@ from ron.ctl.service import Service, not_up, table
 @cap_option
 @json_option
 def status(node: str | None, cap: str | None, as_json: bool) -> None:
-    """Show the node: readiness, config version, tors, onions, queues, packs; its services when not all are up.
+    """Show the node: readiness, config version, tors, onions, queues, packs; its services when not all are up. Of a
+    key service: readiness, backend, keys, audit log, and where it listens.
 
     \b
     Examples:
@@ -28,7 +29,7 @@ def status(node: str | None, cap: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        click.echo(text(found))
+        click.echo(kms_text(found) if found.get("service") == "ron-kms" else text(found))
 
 
 def text(found: dict[str, Any]) -> str:
@@ -53,6 +54,36 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"queue    {name}: {counts or 'it does not answer'}")
     lines += [f"pack     {_pack(pack)}" for pack in found["packs"]]
     return "\n".join(lines)
+
+
+def kms_text(found: dict[str, Any]) -> str:
+    """`/v1/status` of ron-kms for people."""
+    readiness = "ready" if found["ready"] else "NOT READY"
+    if found["ready"] and found["degraded"]:
+        readiness = "ready, degraded"
+    lines = [
+        f"ron-kms  {readiness}, up {found['uptime_s']:.0f} s, version {plain_text(found['version'])}, "
+        f"config version {found['config_version']}",
+        f"         {plain_text(found['kms_url'])}/v1/kms"
+        + "".join(
+            f"  {name} {plain_text(found[key])}"
+            for name, key in (("gRPC", "grpc_addr"), ("OAP/1", "oap_addr"))
+            if found[key]
+        ),
+    ]
+    lines += [f"         {key}: {plain_text(reason)}" for key, reason in found["reasons"].items()]
+    snapshot = found["snapshot"]
+    if snapshot is None:
+        return "\n".join([*lines, "log      the audit log is not open"])
+    age_s = snapshot["audit_last_checkpoint_age_s"]
+    signed = f"signed {age_s:.0f} s ago" if age_s is not None else "not signed yet"
+    return "\n".join(
+        [
+            *lines,
+            f"keys     {snapshot['keys']} in {snapshot['backend']}, verify mode {snapshot['pq_mode']}",
+            f"log      {snapshot['audit_records']} records, {signed}",
+        ]
+    )
 
 
 def _tor(tor: dict[str, Any]) -> list[str]:

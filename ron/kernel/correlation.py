@@ -21,6 +21,11 @@ def begin(corr_id: str, **more: str | None) -> Token[Mapping[str, str]]:
     return _about.set(about)
 
 
+def tell(**more: str) -> None:
+    """More is known of the request that is being worked on: for the log lines of whoever asks from here on."""
+    _about.set({**_about.get(_NOTHING), **more})
+
+
 def end(mark: Token[Mapping[str, str]]) -> None:
     """What `begin` began is over."""
     _about.reset(mark)

@@ -25,10 +25,15 @@ class BoundedPool:
 
     def __init__(self, reactor: IReactorFromThreads, *, name: str, threads: int, queue_limit: int = 256) -> None:
         self._reactor = reactor
+        self._threads = threads
         self._limit = threads + queue_limit
         self._pending = 0
         self._pool = ThreadPool(minthreads=0, maxthreads=threads, name=name)
         self.name = name
+
+    def resize(self, queue_limit: int) -> None:
+        """So many may wait from now on; those that wait already are not turned away."""
+        self._limit = self._threads + queue_limit
 
     def start(self) -> None:
         """Accept calls."""

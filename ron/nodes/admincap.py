@@ -59,6 +59,6 @@ class AdminCapability:
         return read_private(self.path).decode("ascii", "replace").strip()
 
     def _issue(self) -> None:
-        issued = self._auth.issue(self._authority, [Caveat("scope", "*")], label="admin")
+        issued = self._auth.issue(self._authority, [Caveat("scope", "*")], label="admin", own=True)
         # in one step: whoever reads it finds the one before or this one
         write_private(self.path, (issued.token + "\n").encode())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from twisted.logger import Logger
 from twisted.python.usage import UsageError
 
 from ron.kernel import Config
@@ -39,6 +40,7 @@ from ron.services.sections import (
 
 NAME = "ron-kms"
 FACTS_FILE = "kms.json"
+_log = Logger(namespace="ron.kms")
 
 
 class KmsFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +78,7 @@ class HostedConfig(msgspec.Struct, frozen=True, kw_only=True):
         """The same, told otherwise."""
         limits = LimitsConfig(
             read_idle_ms=config.read_timeout,
+            idle_ms=config.idle_timeout,
             write_timeout_ms=config.write_timeout,
             connections=config.max_conns,
             body_bytes=config.limits.max_body_bytes,
@@ -149,24 +152,28 @@ def makeService(options: Options) -> Daemon:
     """The service for twistd; complains in one line and exits when config, files or ports are not right."""
     from twisted.internet import reactor
 
+    named = bool(options["config"] or os.environ.get(FILE_VARIABLE))
     try:
-        return KmsDaemon(Runtime(reactor, name=NAME, config=open_kms_config(options)))
+        return KmsDaemon(Runtime(reactor, name=NAME, config=open_kms_config(options)), from_file=named)
     except RonError as error:
         complain(NAME, error)
 
 
 class KmsDaemon(Standalone):
-    """The key service and its listeners."""
+    """The key service and its listeners. from_file: somebody named a config file."""
 
     facts_file = FACTS_FILE
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, *, from_file: bool = True) -> None:
         super().__init__(runtime)
+        self._from_file = from_file
         self.kms = HostedKms(runtime)
 
     async def begin(self) -> None:
         """Health endpoints first, then the service, then facts and banner."""
         runtime, kms = self.runtime, self.kms
+        if not self._from_file:
+            _log.info("no config file: defaults, variables and flags are in force", event="config_defaults")
         self.open(kms.control_site(), kms.where)
         unit = ServiceUnit("kms", kms.service, ready=kms.ready)
         self.supervisor.add(unit, essential=True, start_s=PARTS["kms"].start_s)

@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import LoopingCall
@@ -56,6 +57,23 @@ class BoundSocket:
         self._socket.close()
 
 
+class GivenSocket:
+    """The same, bound by another process of ours and inherited as `descriptor`. address: where it really is."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        host, port = self._socket.getsockname()[:2]
+        self.address = HostPort(host, port)
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """We accept no more; whoever has bound it may."""
+        self._socket.close()
+
+
 class Listening:
     """A site that answers: on a descriptor that listens already, which others may go on accepting from when this ends;
     or on a Unix socket of its own (0600 in a private folder), for our own user and root."""
@@ -74,6 +92,10 @@ class Listening:
         else:
             # adoptStreamPort duplicates the descriptor, so ours stays for the next process
             self._port = reactor.adoptStreamPort(where, _family(where), factory or site)
+
+    def one_by_one(self) -> None:
+        """Take one connection in each turn of the reactor; see `accept_one_by_one`."""
+        accept_one_by_one(self._port)
 
     async def stop_accepting(self) -> None:
         """No new connections here."""
@@ -100,6 +122,17 @@ class Listening:
     async def _mended(self) -> None:
         if self._unix is not None and await self._unix.mend():
             _log.warn("{path} was gone and is there again", event="socket_mended", path=str(self._unix.path))
+
+
+class _OneByOne(tcp.Port):
+    numberAccepts = property(lambda _self: 1, lambda _self, _count: None)
+
+
+def accept_one_by_one(port: Any) -> None:
+    """Have `port` take one connection in each turn of the reactor. Twisted takes up to a hundred, and of several
+    processes that share a socket whichever woke first would have them all."""
+    if type(port) is tcp.Port:
+        port.__class__ = _OneByOne
 
 
 def _family(descriptor: int) -> socket.AddressFamily:

@@ -14,7 +14,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 BUS_SOCKET = "bus.sock"
 _COMMAND = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "ron-service")
 PROBE_DEADLINE_S = 2.0
+C = TypeVar("C", bound=msgspec.Struct)
 _log = Logger(namespace="ron.node")
 
 
@@ -178,7 +179,7 @@ class Macronode(Node):
             self.runtime.health.ok(f"probe.{message.body.service}")
 
 
-def as_started(started: NodeConfig, current: NodeConfig) -> NodeConfig:
+def as_started(started: C, current: C) -> C:
     """What a process that is started again goes by: `current` where a key takes effect at once, else as all others.
 
     A key that needs a restart of the node must not have two values in it: one half with amnesia, one without.
@@ -188,7 +189,7 @@ def as_started(started: NodeConfig, current: NodeConfig) -> NodeConfig:
     for key in (change.key for change in changes if change.key not in changes.restart_needed):
         *sections, last = key.split(".")
         functools.reduce(operator.getitem, sections, tables)[last] = msgspec.to_builtins(value_at(current, key))
-    return msgspec.convert(tables, NodeConfig)
+    return msgspec.convert(tables, type(started))
 
 
 def _environment(home: Path) -> dict[str, str]:

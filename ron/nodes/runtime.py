@@ -111,6 +111,7 @@ class Runtime:
         if self.amnesia and not (shared or ram):
             self.keep = None
         self.auth = AuthFiles(self.keep and self.keep / "auth", time.time, health=self.health)
+        self._raise_ceiling(sections)
         self.authority: Authority = self.auth.authority(AUDIENCE)
         self.authority.counts.register(self.metrics.registry)
         self._admin = AdminCapability(self.home / ADMIN_CAP, self.auth, self.authority)
@@ -326,6 +327,13 @@ class Runtime:
             return open_log_file(self.home / "log" / f"{self.name}.jsonl")
         return sys.__stderr__ if log.to == "stderr" else None
 
+    def _raise_ceiling(self, sections: Any) -> None:
+        """Where there is a key service, its config says how many capabilities for keys a tenant may have."""
+        kms = getattr(sections, "kms", None)
+        if kms is not None and getattr(kms, "enabled", True):
+            wanted = kms.governance
+            self.auth.ceiling.apply(wanted.capabilities_active, wanted.capabilities_per_minute)
+
     def _gate(self, dos: DosConfig) -> PowGate | None:
         if not dos.proof_of_work:
             return None
@@ -415,5 +423,6 @@ class Runtime:
     def _apply(self, _old: Any, new: Any) -> None:
         """What takes effect without a restart."""
         self.edge.apply(new.limits)
+        self._raise_ceiling(new)
         self.slo.apply(new.slo)
         self.observer.set_level(new.log.level)

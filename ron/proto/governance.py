@@ -30,7 +30,8 @@ Action = Literal[
     "override",
 ]
 State = Literal["draft", "pending", "approved", "executed", "rejected", "expired"]
-Verb = Literal["submit", "approve", "reject", "tiebreak", "dispute", "resolve"]
+Voice = Literal["policy-owner", "security-officer", "custodian", "auditor", "joint"]
+Verb = Literal["submit", "approve", "reject", "tiebreak", "dispute", "acknowledge", "triage", "extend", "resolve"]
 KeyId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z", description="First half of SHA-256 of the public key.")]
 BookId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z", description="Names one service's book: no vote fits another.")]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="SHA-256 of the canonical JSON.")]
@@ -39,6 +40,14 @@ Scope = Annotated[str, Meta(pattern=rf"^(global|tenant:{_NAME})\Z")]
 PublicHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="An Ed25519 public key.")]
 SignatureB64 = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{86}==\Z")]
 Subject = Annotated[str, Meta(pattern=r"^((request|cap|proposal|kid|audit):[!-~]{1,300})?\Z")]
+GroupHex = Annotated[
+    str,
+    Meta(
+        pattern=r"^(([0-9a-f]{2}){102,578})?\Z",
+        description="A joint key: threshold, count, its Ed25519 public key, each member's verification share "
+        "(RFC 9591; docs/threshold.rst). Empty for none.",
+    ),
+]
 Unix = Annotated[int, Meta(ge=0, le=253_402_300_799, description="Seconds since 1970, UTC.")]
 _Text = Annotated[str, Meta(max_length=2000)]
 _ChangeKey = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.]{0,63}\Z")]
@@ -94,8 +103,27 @@ class Statement(_Strict, frozen=True, kw_only=True):
     reason: _Text = ""
 
 
+class JointStatement(_Strict, frozen=True, kw_only=True):
+    """An approval that several signers make together, with one signature of their joint key. by: who they are, in
+    order; each of them signs only together with exactly these. signer: the joint key's id.
+
+    at: of whoever began it.
+    """
+
+    type: Literal["ron-kms/governance/joint/1"] = "ron-kms/governance/joint/1"
+    book: BookId
+    verb: Literal["approve"] = "approve"
+    signer: KeyId
+    by: Annotated[tuple[KeyId, ...], Meta(min_length=2, max_length=16)]
+    at: Unix
+    proposal: ProposalId
+    digest: Digest
+    reason: _Text = ""
+
+
 class SignedObject(_Strict, frozen=True, kw_only=True):
-    """object: canonical JSON (RFC 8785) of a `Proposal` or `Statement`. signature: Ed25519 over its SHA-256."""
+    """object: canonical JSON (RFC 8785) of a `Proposal`, `Statement` or `JointStatement`. signature: Ed25519 over its
+    SHA-256."""
 
     object: Annotated[str, Meta(max_length=MAX_OBJECT)]
     key_id: KeyId
@@ -110,12 +138,16 @@ class Signer(_Strict, frozen=True, kw_only=True):
     since: Unix
 
 
-class SignerSet(_Strict, frozen=True, kw_only=True):
-    """threshold: of the members that are no auditors. rotated_at: when it became so."""
+class SignerSet(_Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """threshold: of the members that are no auditors. rotated_at: when it became so.
+
+    group: the joint key of those members, if they have one; left out otherwise, as in books from before there was any.
+    """
 
     members: Annotated[tuple[Signer, ...], Meta(min_length=1, max_length=16)]
     threshold: Annotated[int, Meta(ge=1, le=16)]
     rotated_at: Unix
+    group: GroupHex = ""
 
 
 # Asked
@@ -144,15 +176,16 @@ class SignerView(_Shown, frozen=True, kw_only=True):
 
 
 class VoteView(_Shown, frozen=True, kw_only=True):
-    """A signer's word on a proposal. counts_from: of a tie-break, when its lock opens."""
+    """A signer's word on a proposal. counts_from: of a tie-break, when its lock opens. by: who made a joint one."""
 
     verb: Verb
-    role: Role
+    role: Voice
     key_id: str
     at: str
     reason: str
     signature: str
     counts_from: str | None = None
+    by: tuple[str, ...] = ()
 
 
 class ProposalView(_Shown, frozen=True, kw_only=True):
@@ -192,17 +225,22 @@ class FreezeView(_Shown, frozen=True, kw_only=True):
 
 
 class DisputeView(_Shown, frozen=True, kw_only=True):
-    """A mark of an auditor. resolution: None while it is open; nothing is ever rolled back by it."""
+    """A mark of an auditor. resolution: None while it is open; nothing is ever rolled back by it. next: what is to be
+    said of it (`acknowledge`, `triage`, `resolve`), and until when; late: that is over. Empty once it is resolved."""
 
     subject: str
     disputed: bool
     reason: str
     at: str
     resolution: str | None = None
+    next: str = ""
+    until: str = ""
+    late: bool = False
 
 
 class GovernanceView(_Shown, frozen=True, kw_only=True):
-    """How it stands. head: hash of the book's newest record. pq_modes: by scope, what quorums decided."""
+    """How it stands. head: hash of the book's newest record. pq_modes: by scope, what quorums decided. group: the
+    signers' joint key, "" for none."""
 
     book: str
     records: int
@@ -216,6 +254,7 @@ class GovernanceView(_Shown, frozen=True, kw_only=True):
     disputes: tuple[DisputeView, ...]
     open: int
     rotation_due: bool
+    group: str = ""
 
 
 class ProposalList(_Shown, frozen=True, kw_only=True):

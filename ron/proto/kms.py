@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -40,6 +41,8 @@ _ALG = "ed25519|ml-dsa|x25519|ml-kem|hybrid"
 # A version has no leading zero and at most nine digits
 KID_PATTERN = rf"^({_NAME})/({_NAME})/({_ALG})/({_UUID})(?:#v([1-9][0-9]{{0,8}}))?\Z"
 _KID = re.compile(KID_PATTERN)
+# Names that were taken apart already; what is none is not remembered
+_KNOWN_KIDS = 4096
 
 KidText = Annotated[str, Meta(pattern=KID_PATTERN, max_length=MAX_KID)]
 TenantName = Annotated[str, Meta(pattern=rf"^{_NAME}\Z")]
@@ -75,6 +78,7 @@ class Kid(NamedTuple):
         return f"{self.key}#v{self.version}" if self.version else self.key
 
 
+@lru_cache(maxsize=_KNOWN_KIDS)
 def parse_kid(text: str) -> Kid:
     """A key's name as `Kid`. Raises `RonError` (BadRequest) for anything else, the text itself not quoted."""
     found = _KID.match(text) if len(text) <= MAX_KID else None

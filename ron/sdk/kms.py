@@ -42,7 +42,7 @@ from ron.proto.kms import (
     WrapResponse,
     parse_kid,
 )
-from ron.proto.kmsaudit import AuditPage, AuditProof
+from ron.proto.kmsaudit import AuditPage, AuditProof, RotateLogKeyRequest, RotateLogKeyResponse
 from ron.sdk.client import Api
 from ron.sdk.onions import new_op_id
 from ron.sdk.transport import unix_http
@@ -67,7 +67,8 @@ def payload_b3(payload: bytes) -> str:
 class Kms:
     """Calls of one service; each raises `RonError`, BadRequest without asking for what cannot be.
 
-    op_id: a UUID of the caller's, for an act that outlives this process; the service remembers it for a day.
+    op_id: a UUID of the caller's, for an act that outlives this process. The service remembers those that make or
+    destroy for 30 days, over restarts too; those of signatures while it runs, the last 8192.
     """
 
     def __init__(self, api: Api) -> None:
@@ -162,6 +163,15 @@ class Kms:
     async def checkpoint(self) -> bytes:
         """The newest signed head, a C2SP checkpoint."""
         return (await self._api.fetch("GET", f"{_PATH}/audit/checkpoint")).body
+
+    async def witnessed(self) -> bytes:
+        """The newest that witnesses have signed, too. Raises NotFound where none has."""
+        return (await self._api.fetch("GET", f"{_PATH}/audit/witnessed")).body
+
+    async def rotate_log_key(self, proposal: str | None = None, *, op_id: str | None = None) -> RotateLogKeyResponse:
+        """Another key for the log. Needs `kms:rotate`, and where there is a quorum its decision."""
+        body = _checked(RotateLogKeyRequest(proposal=proposal, op_id=op_id or new_op_id()))
+        return await self._api.call("POST", f"{_PATH}/audit/rotate-key", RotateLogKeyResponse, body)
 
     async def entries(self, start: int, count: int) -> AuditPage:
         """Records as they are hashed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 from click.testing import CliRunner, Result
 from twisted.internet import reactor
 from twisted.internet.defer import maybeDeferred
@@ -21,10 +22,12 @@ from ron.kernel import Metrics
 from ron.proto.errors import ErrorCode, RonError
 from ron.services.kms.api import endpoints
 from ron.services.kms.audit.checkpoints import kept
+from ron.services.kms.audit.continuity import build
 from ron.services.kms.audit.leaves import encode, numbered
 from ron.services.kms.audit.shelf import MemoryShelf
-from ron.services.kms.ports import Checkpoint
+from ron.services.kms.ports import AuditEntry, Checkpoint
 from ron.web import Edge, make_site
+from tests.ctl.test_audit_witness import Other
 from tests.ctl.with_node import RonctlCalls
 from tests.services.kms.audit.support import ORIGIN, Held, Keys, entry, fill
 from tests.web.wire import until
@@ -45,6 +48,10 @@ def made(held: Held, count: int) -> None:
     note = sign_note(Head(ORIGIN, count, tree.root()).text(), KEYS.signers)
     shelf.add_checkpoint(kept(1, Checkpoint(count, tree.root(), note)))
     shelf.close()
+
+
+def rotation(note: bytes) -> AuditEntry:
+    return msgspec.structs.replace(entry(kid="", extra={"continuity": note.decode()}), op="rotate")
 
 
 def key_file(home: Path, keys: Keys = KEYS) -> Path:
@@ -206,6 +213,36 @@ class Service(RonctlCalls):
         self.assertEqual(process.code, 0, process.err)
         shown = json.loads(process.out)
         self.assertEqual((shown["records"], shown["signed"], shown["root"]), (1210, 1210, latest.root.hex()))
+
+    async def test_new_keys_by_the_old_ones_and_who_has_seen_it(self) -> None:
+        """From the first keys on, over two rotations; the service proves the heads that the records of them name."""
+        await fill(self.log, 40)
+        for before, after in ((KEYS, Keys(2)), (Keys(2), Keys(3))):
+            head = await self.log.checkpoint()
+            note = build(Head(ORIGIN, head.size, head.root), before.signers, after.signers)
+            await self.log.append(rotation(note))
+            self.log.use(after.public, after.sign)
+            await fill(self.log, 5, first=self.log.size)
+        latest = await self.log.checkpoint()
+        witness = Other(1)
+        process = await self.verified("--witness", witness.key.vkey())
+        self.assertEqual(process.code, 1, process.err)
+        self.log.cosigned(latest, [witness.line(latest)])
+        process = await self.verified("--witness", witness.key.vkey(), "--json")
+        self.assertEqual(process.code, 0, process.out)
+        shown = json.loads(process.out)
+        self.assertEqual((shown["signed"], shown["witnessed"], shown["other_checkpoints"]), (52, 52, 0))
+
+    async def test_a_new_key_from_another_history(self) -> None:
+        await fill(self.log, 9)
+        note = build(Head(ORIGIN, 5, b"r" * 32), KEYS.signers, Keys(2).signers)
+        await self.log.append(rotation(note))
+        self.log.use(Keys(2).public, Keys(2).sign)
+        await self.log.checkpoint()
+        process = await self.verified("--json")
+        self.assertEqual(process.code, 1, process.err)
+        broken = json.loads(process.out)["broken"]
+        self.assertEqual(broken, {"record": 9, "why": "its continuity record is of another history"})
 
     async def test_progress_on_a_terminal(self) -> None:
         await fill(self.log, 1500)

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ron.ctl.kms import kms as group
 from ron.ctl.kms import verdict_text
 from ron.ctl.kms_keys import key, key_text
+from ron.ctl.status import kms_text as status_text
 from ron.proto.kms import Alg, KeyMaterialPublic, KeyView, PublicHalf, VerifyDetails, VerifyResponse
 from tests.ctl.with_node import RonctlCalls
 from tests.sdk.test_kms import WithKms
@@ -33,15 +34,36 @@ class Words(SynchronousTestCase):
         shown = key_text(KeyView(kid=UNKNOWN, alg="ed25519", versions=("#v1",), public=public))
         self.assertIn("ed25519    AAAA", shown)
 
+    def test_a_status(self) -> None:
+        found = {
+            "service": "ron-kms", "version": "1.0", "uptime_s": 5.4, "config_version": 2, "kms_url": "http://127.0.0.1:9446",
+            "ready": True, "missing": [], "degraded": ["backend_ready"], "reasons": {"backend_ready": "away\x1b[2J"},
+            "snapshot": None, "grpc_addr": "127.0.0.1:9445", "oap_addr": None,
+        }  # fmt: skip
+        shown = status_text(found)
+        self.assertIn("ron-kms  ready, degraded, up 5 s, version 1.0, config version 2", shown)
+        self.assertIn("http://127.0.0.1:9446/v1/kms  gRPC 127.0.0.1:9445", shown)
+        self.assertIn("backend_ready: away", shown)
+        self.assertNotIn("\x1b", shown)
+        self.assertIn("the audit log is not open", shown)
+        snapshot = {
+            "backend": "file", "pq_mode": "or", "keys": 3, "audit_records": 9, "audit_last_checkpoint_age_s": None,
+        }  # fmt: skip
+        shown = status_text({**found, "ready": False, "snapshot": snapshot})
+        self.assertIn("NOT READY", shown)
+        self.assertIn("keys     3 in file, verify mode or\nlog      9 records, not signed yet", shown)
+
     def test_every_command_has_help_with_examples(self) -> None:
         subcommands = [["key", name] for name in key.commands]
-        for command in (["sign"], ["verify"], ["wrap"], ["unwrap"], ["attest"], *subcommands):
+        for command in (["sign"], ["verify"], ["wrap"], ["unwrap"], ["attest"], ["passphrase", "change"], *subcommands):
             found = CliRunner().invoke(group, [*command, "--help"])
             self.assertEqual(found.exit_code, 0)
             self.assertIn("ronctl kms", found.output)
 
 
-class Commands(WithKms, RonctlCalls):
+class KmsCalls(WithKms, RonctlCalls):
+    """`ronctl kms …` as a process against a service behind its socket."""
+
     group = "kms"
 
     async def setUp(self) -> None:
@@ -60,6 +82,22 @@ class Commands(WithKms, RonctlCalls):
         words = ("key", "create", "--tenant", "core", "--purpose", purpose, "--alg", alg)
         return str((await self.said(*words))["kid"])
 
+    async def refused_by(self, code: int, *words: str) -> None:
+        process = await self.done_by(*words)
+        self.assertEqual(process.code, code, (words, process.err))
+
+    async def done_by(self, *words: str) -> Any:
+        process = self.start(*words)
+        await process.end()
+        return process
+
+    async def said(self, *words: str) -> Any:
+        process = await self.done_by(*words, "--json")
+        self.assertEqual(process.code, 0, process.err)
+        return json.loads(process.out)
+
+
+class Commands(KmsCalls):
     async def test_what_cannot_be(self) -> None:
         sigs = self.file(b"[]", "sigs")
         for code, *words in (
@@ -77,20 +115,6 @@ class Commands(WithKms, RonctlCalls):
             (4, "key", "list", "--control", "unix:/nowhere"),
         ):
             await self.refused_by(int(code), *map(str, words))
-
-    async def refused_by(self, code: int, *words: str) -> None:
-        process = await self.done_by(*words)
-        self.assertEqual(process.code, code, (words, process.err))
-
-    async def done_by(self, *words: str) -> Any:
-        process = self.start(*words)
-        await process.end()
-        return process
-
-    async def said(self, *words: str) -> Any:
-        process = await self.done_by(*words, "--json")
-        self.assertEqual(process.code, 0, process.err)
-        return json.loads(process.out)
 
     async def test_sign_and_verify_a_file(self) -> None:
         kid = await self.key()

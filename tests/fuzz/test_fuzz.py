@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from fuzz.targets import TARGETS, Finding
 from ron.auth.pow import wire
 from ron.kernel.ipc import decode_frame
 from ron.oap.frames import Decoder
+from ron.services.kms.backends import pkcs11
+from ron.services.kms.backends.pkcs11_sessions import Sessions
 
 SECONDS = 2
 
@@ -52,6 +55,30 @@ class Corpus(SynchronousTestCase):
 
     def test_a_target_fails_when_something_is_accepted(self) -> None:
         self.assertRaises(Finding, TARGETS["alarm"](), b"!")
+
+
+class Tokens(SynchronousTestCase):
+    """What `pkcs11_adapter` looks for is there to be found: with a check taken out, lies get through."""
+
+    def lies(self) -> int:
+        """How many tapes with one lie in them are a finding."""
+        target, found = TARGETS["pkcs11_adapter"](), 0
+        for call, at in itertools.product(range(8), range(80)):
+            try:
+                target(bytes((call, *bytes(at), 3, 0, 1, 1, 0xFF)))
+            except Finding:
+                found += 1
+        return found
+
+    def test_a_lie_is_noticed_by_us_and_else_by_the_target(self) -> None:
+        self.assertEqual(self.lies(), 0)
+        self.patch(pkcs11, "_checked", lambda _kid, _half, _message, signature: signature)
+        self.assertGreater(self.lies(), 0)
+
+    def test_a_session_that_is_not_given_back(self) -> None:
+        target = TARGETS["pkcs11_adapter"]()
+        self.patch(Sessions, "_give_back", lambda *_args, **_more: None)
+        self.assertRaises(Finding, target, b"\0")
 
 
 class Fuzzing(SynchronousTestCase):

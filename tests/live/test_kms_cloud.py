@@ -7,6 +7,7 @@ import base64
 import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from ron.crypto import wrapping
 from ron.crypto.wrapping import Suite
 from ron.proto.errors import ErrorCode
 from ron.proto.kms import Alg
-from ron.services.kms.backends.errors import DamagedError, LockedError
+from ron.services.kms.backends.errors import DamagedError, ForeignFileError, LockedError, RolledBackError
 from tests.live.support import free_port, listening, until
 from tests.services.kms.backends.contract import KEM, MESSAGE, BackendCase, KemContract, envelope_for, new_kid
 from tests.services.kms.backends.softhsm import environment
@@ -148,7 +149,7 @@ class Custody(CloudCase):
         """A data key of one key version does not open for another: the provider itself refuses."""
         backend = self.opened()
         first, second = (backend.generate(new_kid(purpose="wrap"), KEM) for _ in range(2))
-        encrypted = backend._records[first.kid].data_key  # type: ignore[index]
+        encrypted = backend._record(first.kid).data_key
         key = self.key()
         key.open()
         self.stack.callback(key.close)
@@ -169,12 +170,107 @@ class Custody(CloudCase):
         self.assertRaises(DamagedError, self.build().open)
         paths[0].write_bytes(first)
         backend.open()
-        records = backend._records
-        assert records is not None
-        record, foreign = records[held.kid], records[other.kid]
-        backend._records = {held.kid: msgspec.structs.replace(record, halves=foreign.halves)}
+        record, foreign = backend._record(held.kid), backend._record(other.kid)
+        swapped = msgspec.structs.replace(record, halves=foreign.halves)
+        backend._store._files[str(held.kid)] = msgspec.msgpack.encode(swapped)
         envelope, info = envelope_for(held, Suite.HYBRID, b"k" * 32), wrapping.info_of(held.kid, Suite.HYBRID)
         self.assertRaises(DamagedError, backend.unwrap, held.kid, Suite.HYBRID.value, envelope, info)
+
+    def test_i6_an_older_copy_of_the_whole_directory(self) -> None:
+        """It is consistent in itself: what the audit log remembers tells. Newer is fine."""
+        backend = self.opened()
+        first = backend.generate(new_kid(purpose="wrap"), KEM)
+        known = [backend.head()]
+        backend.close()
+        older = self.keys.with_name("older")
+        shutil.copytree(self.keys, older)
+        backend.open()
+        backend.generate(new_kid(purpose="wrap"), KEM)
+        known.append(backend.head())
+        backend.destroy(first.kid)
+        known.append(backend.head())
+        for head in known:
+            backend.check_head(*head)
+        backend.close()
+        self.keys.rename(self.keys.with_name("newest"))
+        older.rename(self.keys)
+        backend.open()
+        backend.check_head(*known[0])
+        self.assertEqual(list(backend.held()), [first])
+        for head in known[1:]:
+            self.assertRaises(RolledBackError, backend.check_head, *head)
+
+    def test_i6_older_files_in_a_newer_directory(self) -> None:
+        """A destroyed key put back, an older manifest, a manifest without its head, no root: not opened."""
+        backend = self.opened()
+        kept, gone = (backend.generate(new_kid(purpose="wrap"), KEM) for _ in range(2))
+        backend.close()
+        before = {path.name: path.read_bytes() for path in self.keys.iterdir() if path.is_file()}
+        backend.open()
+        backend.destroy(gone.kid)
+        self.refused(ErrorCode.CONFLICT, backend.generate, gone.kid, KEM)
+        backend.close()
+        now = {path.name: path.read_bytes() for path in self.keys.iterdir() if path.is_file()}
+        (dead,) = set(before) - set(now)
+        (self.keys / dead).write_bytes(before[dead])
+        backend.open()
+        self.assertEqual((list(backend.held()), (self.keys / dead).exists()), ([kept], False))
+        backend.close()
+        (self.keys / "manifest").write_bytes(before["manifest"])
+        self.assertRaises(RolledBackError, self.build().open)
+        (self.keys / "manifest").write_bytes(now["manifest"])
+        (self.keys / "head").unlink()
+        self.assertRaises(DamagedError, self.build().open)
+        (self.keys / "head").write_bytes(now["head"])
+        (self.keys / "head").chmod(0o600)
+        (self.keys / "root").rename(self.keys.parent / "root")
+        self.assertRaises(DamagedError, self.build().open)
+        (self.keys.parent / "root").rename(self.keys / "root")
+        stranger = self.keys / ("0" * 40 + ".key")
+        stranger.write_bytes(b"rubbish")
+        stranger.chmod(0o600)
+        self.assertRaises(ForeignFileError, self.build().open)
+        stranger.unlink()
+        (self.keys / "root").write_bytes(b"rubbish")
+        self.assertRaises(DamagedError, self.build().open)
+
+    def test_killed_between_the_key_and_the_manifest(self) -> None:
+        """It is no key, and goes with the next change."""
+        backend = self.opened()
+        write = backend._folder.write
+
+        def dies(name: str, raw: bytes) -> None:
+            if name == "manifest":
+                raise OSError(5, "power is gone")
+            write(name, raw)
+
+        backend._folder.write = dies  # type: ignore[method-assign]
+        kid = new_kid(purpose="wrap")
+        self.refused(ErrorCode.STORE_UNAVAILABLE, backend.generate, kid, KEM)
+        backend._folder.write = write  # type: ignore[method-assign]
+        backend.close()
+        backend.open()
+        self.assertEqual((list(backend.held()), len(list(self.keys.glob("*.key")))), ([], 1))
+        held = backend.generate(kid, KEM)
+        self.assertEqual((list(backend.held()), len(list(self.keys.glob("*.key")))), ([held], 1))
+
+    def test_a_disk_that_fails_at_the_last_moment(self) -> None:
+        """The manifest is there and nobody said so: what came of it is looked at before anything else is done."""
+        backend = self.opened()
+        write = backend._folder.write
+
+        def dies(name: str, raw: bytes) -> None:
+            write(name, raw)
+            if name == "manifest":
+                raise OSError(5, "the disk is gone")
+
+        kid = new_kid(purpose="wrap")
+        backend._folder.write = dies  # type: ignore[method-assign]
+        self.refused(ErrorCode.STORE_UNAVAILABLE, backend.generate, kid, KEM)
+        backend._folder.write = write  # type: ignore[method-assign]
+        backend.probe()
+        self.assertEqual([held.kid for held in backend.held()], [kid])
+        self.refused(ErrorCode.CONFLICT, backend.generate, kid, KEM)
 
     def test_attestation_is_what_the_provider_says(self) -> None:
         """Of its key, for a key of ours and for the whole."""

@@ -92,6 +92,44 @@ check_cluster() { # it runs, leads, makes an address; ronctl finds it
     equal "$(find $home ! -user ron | wc -l)" 0 "files of others in $home after ronctl balance"
 }
 
+kms_answers() { # the key service, within a minute
+    tries=0
+    until ronctl kms key list >/tmp/output 2>&1; do
+        tries=$((tries + 1))
+        [ $tries -lt 60 ] || die "the key service does not answer"
+        sleep 1
+    done
+}
+
+kms_signs() { # with the key in /tmp/kid; the signatures hold
+    printf 'what is signed' >/tmp/payload
+    ronctl kms sign --kid "$(cat /tmp/kid)" --json /tmp/payload >/tmp/sigs || die "the key service does not sign"
+    chmod 644 /tmp/payload /tmp/sigs
+    expect 0 ronctl kms verify --kid "$(cat /tmp/kid)" --sigs /tmp/sigs --mode and /tmp/payload
+    printf 'something else' >/tmp/payload
+    expect 1 ronctl kms verify --kid "$(cat /tmp/kid)" --sigs /tmp/sigs --mode and /tmp/payload
+}
+
+check_kms() { # it makes a key and signs with both halves; its files are its own; root's ronctl leaves none of root's
+    kms_answers
+    expect 0 ronctl kms key create --tenant core --purpose audit --alg hybrid --json
+    sed -n 's/.*"kid": *"\([^"]*\)".*/\1/p' /tmp/output | head -n 1 >/tmp/kid
+    chmod 644 /tmp/kid
+    kms_signs
+    equal "$(mode $home/kms)" "700 ron ron" "$home/kms"
+    equal "$(mode $home/kms/admin.cap)" "600 ron ron" "admin.cap of the key service"
+    equal "$(mode /etc/ron/ron-kms.toml)" "644 root root" "ron-kms.toml"
+    equal "$(find $home ! -user ron | wc -l)" 0 "files of others in $home after ronctl kms"
+    equal "$(find $home/kms -type f -perm /077 ! -name '*.jsonl' | wc -l)" 0 "files of the key service that others may read"
+    expect 4 as nobody ronctl kms key list
+}
+
+kms_kept_all() { # the key from before signs: nothing is signed where store, keys or log are not what they were
+    kms_answers
+    says "$(sed 's/#v.*//' /tmp/kid)"
+    kms_signs
+}
+
 check_purged() { # LIST-BEFORE
     step "purged: no file, no process, nothing in memory"
     equal "$(of_ron)" 0 "processes of ron"

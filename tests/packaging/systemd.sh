@@ -17,7 +17,7 @@ step "installing starts the node, and it alone"
 expect 0 dpkg -i /root/first.deb
 expect 0 systemctl is-active ron-node
 expect 0 systemctl is-enabled ron-node
-for unit in ron-oniond ron-balance; do
+for unit in ron-oniond ron-balance ron-kms; do
     expect 3 systemctl is-active $unit
     expect 1 systemctl is-enabled $unit
 done
@@ -36,7 +36,7 @@ done
 expect 0 nsenter -t "$(main_pid)" -m -- findmnt -n -o OPTIONS /
 says '^ro'
 expect 1 nsenter -t "$(main_pid)" -m -- touch /usr/lib/rustyonions/writable
-for unit in ron-node ron-oniond ron-balance; do
+for unit in ron-node ron-oniond ron-balance ron-kms; do
     expect 0 systemd-analyze security --no-pager --threshold=25 $unit
     tail -n 1 /tmp/output
 done
@@ -131,21 +131,62 @@ check_cluster
 expect 0 systemctl stop ron-balance
 equal "$(systemctl show -P Result ron-balance)" success "result"
 
-step "upgrading keeps config, state and address"
+step "the key service beside the node, in the same sandbox; a drop-in for a TPM keeps it"
+expect 0 systemctl start ron-kms
+check_kms
+pid=$(systemctl show -P MainPID ron-kms)
+equal "$(fact NoNewPrivs "$pid")" 1 "NoNewPrivs"
+equal "$(fact Seccomp "$pid")" 2 "Seccomp"
+equal "$(fact CapBnd "$pid")" 0000000000000000 "CapBnd"
+expect 1 nsenter -t "$pid" -m -- touch /var/lib/writable
+kill -KILL "$pid"
+sleep 4
+[ "$(systemctl show -P MainPID ron-kms)" != "$pid" ] || die "the key service was not started again"
+kms_kept_all
+mkdir -p /etc/systemd/system/ron-kms.service.d
+cp /usr/share/doc/rustyonions/examples/drop-ins/ron-kms-tpm.conf /etc/systemd/system/ron-kms.service.d/tpm.conf
+systemctl daemon-reload
+expect 0 systemd-analyze security --no-pager --threshold=25 ron-kms
+rm -r /etc/systemd/system/ron-kms.service.d
+systemctl daemon-reload
+expect 0 systemctl stop ron-kms
+equal "$(systemctl show -P Result ron-kms)" success "result"
+expect 0 systemctl is-active ron-node
+printf 'bind_adr = "127.0.0.1:9446"\n' >/etc/ron/broken.toml
+echo 'CONFIG=/etc/ron/broken.toml' >>/etc/default/ron-kms
+systemctl start ron-kms || true
+sleep 5
+equal "$(systemctl show -P ActiveState ron-kms)" failed "state"
+equal "$(systemctl show -P NRestarts ron-kms)" 0 "restarts"
+expect 0 journalctl -u ron-kms --no-pager -n 20
+says bind_adr
+rm /etc/ron/broken.toml
+sed -i '/broken/d' /etc/default/ron-kms
+systemctl reset-failed ron-kms
+expect 0 systemctl start ron-kms
+kms_kept_all
+
+step "upgrading keeps config, state and address, and the keys of the key service"
 printf 'before' | ronctl mailbox send keep/me >/tmp/output
 expect 0 dpkg -i --force-confdef --force-confold /root/second.deb
 expect 0 systemctl is-active ron-node
 ready
 equal "$(onion)" "$address" "address"
 equal "$(ronctl mailbox recv keep/me)" before "the message"
+expect 0 systemctl is-active ron-kms
+expect 0 systemctl restart ron-kms
+kms_kept_all
+expect 0 systemctl stop ron-kms
 
 step "stop is an orderly end"
 expect 0 systemctl stop ron-node
 equal "$(systemctl show -P Result ron-node)" success "result"
 equal "$(of_ron)" 0 "processes of ron"
 
-step "purging a running node"
-expect 0 systemctl start ron-node
+step "purging a running node and a running key service"
+expect 0 systemctl start ron-node ron-kms
+kms_answers
 expect 0 dpkg -P rustyonions
 check_purged /tmp/before
 expect 4 systemctl status ron-node
+expect 4 systemctl status ron-kms

@@ -107,7 +107,7 @@ class Misspellings(SynchronousTestCase):
             check(daemon, tables)
             self.assertGreaterEqual(self.named(daemon, tables), len(keys_of(SCHEMAS[daemon][0])))
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.data())
     def test_wrong_types_anywhere_name_the_key(self, data: st.DataObject) -> None:
         daemon = data.draw(st.sampled_from(sorted(FULL)))

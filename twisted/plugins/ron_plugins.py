@@ -14,6 +14,9 @@ ron_balance = ServiceMaker(
 ron_kms = ServiceMaker(
     "RustyOnions key service", "ron.nodes.kms", "Custody of keys, hybrid signatures, an audit log.", "ron-kms"
 )
+ron_kms_worker = ServiceMaker(
+    "RustyOnions key worker", "ron.nodes.kmsworker", "One worker of a key service; ron-kms starts it.", "ron-kms-worker"
+)
 ron_tornet = ServiceMaker(
     "RustyOnions private Tor network", "ron.nodes.tornet", "A private Tor network on loopback.", "ron-tornet"
 )

@@ -159,6 +159,15 @@ class Coordinator:
         self._shares[message.sender] = share
 
 
+def package_signers(raw: bytes, session: bytes, coordinator: int) -> tuple[int, ...]:
+    """Whose commitments a package has, in its order: a signer who agreed to sign with certain others compares.
+
+    Raises `Refused` for what is no package of `coordinator` in `session`.
+    """
+    message = wire.unframe(raw, session=session, sender=coordinator)
+    return tuple(one.identifier for one in _package_in(message))
+
+
 def _refuse_second(first: object, second: object, sender: int) -> None:
     if first is not None:
         reason = Reason.REPEATED if first == second else Reason.EQUIVOCATED

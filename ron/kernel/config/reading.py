@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import stat
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import yaml
 
 from ron.kernel.config.converting import convert
 from ron.kernel.config.errors import ConfigError
+from ron.proto.strictjson import check_names
 
 T = TypeVar("T")
 MAX_CONFIG_BYTES = 256 * 1024
@@ -35,7 +38,7 @@ def load(path: Path, schema: type[T]) -> T:
 
 
 def parse(path: Path) -> dict[str, Any]:
-    """The file's tables as plain values; `.yaml`/`.yml` is YAML, anything else TOML. Raises `ConfigError`."""
+    """The file's tables as plain values; `.yaml`/`.yml` is YAML, `.json` JSON, all else TOML. Raises `ConfigError`."""
     return parse_bytes(read(path), path)
 
 
@@ -63,7 +66,7 @@ def parse_bytes(content: bytes, path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise _wrong(f"{path} is not UTF-8 text", path, "save it as UTF-8") from None
     try:
-        tables = _parse_yaml(text) if path.suffix in {".yaml", ".yml"} else _parse_toml(text)
+        tables = _PARSERS.get(path.suffix, _parse_toml)(text)
         _check_depth(tables, MAX_DEPTH)
     except RecursionError:
         raise _wrong(f"{path} is nested too deeply", path, "is this the right file?") from None
@@ -112,6 +115,12 @@ def _parse_toml(text: str) -> Any:
     return tomllib.loads(text)
 
 
+def _parse_json(text: str) -> Any:
+    found = msgspec.json.decode(text)
+    check_names(text.encode())
+    return found
+
+
 def _parse_yaml(text: str) -> Any:
     if text.count("[") + text.count("{") > MAX_FLOW_OPENERS:
         raise _TooMuch(f"it has over {MAX_FLOW_OPENERS} brackets")
@@ -155,3 +164,6 @@ class _Keys:
                 raise _TooMuch(f"{where}: the key {event.value[:64]!r} is there twice")
             self._seen.add(event.value)
         self._key_next = not self._key_next
+
+
+_PARSERS: Mapping[str, Callable[[str], Any]] = {".yaml": _parse_yaml, ".yml": _parse_yaml, ".json": _parse_json}

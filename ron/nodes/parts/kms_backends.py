@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from ron.kernel.config import ConfigError
 from ron.proto.errors import RonError
+from ron.services.kms.backends.measured import BackendMeters, Measured
 from ron.services.kms.config import BackendName, KmsConfig
 from ron.services.kms.ports import Backend
 from ron.services.kms.split import SplitBackend
@@ -21,9 +22,11 @@ T = TypeVar("T")
 MADE_PASSPHRASE = "kms/passphrase"  # noqa: S105 - where it is, and not it
 
 
-def make_backend(config: KmsConfig, home: Path, section: str = "") -> Backend:
-    """section: `kms.` in a node's file."""
-    made = [_MAKERS[name](config, home, section) for name in config.order]
+def make_backend(config: KmsConfig, home: Path, section: str = "", meters: BackendMeters | None = None) -> Backend:
+    """section: `kms.` in a node's file. meters: each one's calls are timed with them."""
+    made: list[Backend] = [_MAKERS[name](config, home, section) for name in config.order]
+    if meters is not None:
+        made = [Measured(backend, meters) for backend in made]
     if len(made) == 1:
         return made[0]
     if config.order[0] == "cloud":

@@ -19,7 +19,7 @@ from ron.kernel import HealthState, Metrics
 from ron.kernel.config import ConfigError
 from ron.kernel.tls import ReloadableTls, ServerTls
 from ron.kernel.tls_listen import wrap_tls
-from ron.nodes.listeners import BoundSocket
+from ron.nodes.listeners import BoundSocket, GivenSocket, accept_one_by_one
 from ron.nodes.rpcfront import RpcListener, imported
 from ron.oap import ALPN, OapServer
 from ron.proto.addresses import HostPort
@@ -61,8 +61,9 @@ class DoorsRuntime(Protocol):
 class KmsDoors:
     """Bound at once. grpc_addr, oap_addr: `ip:port`, "" for no such door. tls: certificate and key as PEM files.
 
-    message_bytes: of a gRPC request. prefix: of the config's keys. Raises `RonError`: `ConfigError` for an address that
-    is none or for others without TLS, Unsupported without the extra `grpc`, StoreUnavailable on a taken port.
+    message_bytes: of a gRPC request. prefix: of the config's keys. oap_socket: where another process has bound
+    `oap_addr`. Raises `RonError`: `ConfigError` for an address that is none or for others without TLS, Unsupported
+    without the extra `grpc`, StoreUnavailable on a taken port.
     """
 
     def __init__(
@@ -75,17 +76,24 @@ class KmsDoors:
         tls: tuple[Path, Path] | None = None,
         message_bytes: int,
         prefix: str = "",
+        oap_socket: GivenSocket | None = None,
     ) -> None:
         self._runtime = runtime
         self._desk = desk
         self._tls = tls
+        self._started = False
         self._grpc = self._make_grpc(grpc_addr, f"{prefix}grpc_addr", message_bytes) if grpc_addr else None
         try:
-            self._oap = self._make_oap(oap_addr, f"{prefix}oap_addr") if oap_addr else None
+            self._oap = self._make_oap(oap_addr, f"{prefix}oap_addr", oap_socket) if oap_addr else None
         except BaseException:
             if self._grpc is not None:
                 self._grpc.close()
             raise
+
+    @property
+    def oap_socket(self) -> BoundSocket | GivenSocket | None:
+        """What OAP/1 accepts from, for others who are to."""
+        return self._oap.bound if self._oap is not None else None
 
     @property
     def grpc_address(self) -> HostPort | None:
@@ -98,11 +106,17 @@ class KmsDoors:
         return self._oap.address if self._oap is not None else None
 
     def start(self) -> None:
-        """Answer. Raises `RonError` where gRPC or the TLS files cannot be used."""
-        if self._grpc is not None:
+        """Answer, or again after `leave_oap`. Raises `RonError` where gRPC or the TLS files cannot be used."""
+        if self._grpc is not None and not self._started:
             self._grpc.start()
+        self._started = True
         if self._oap is not None:
             self._oap.start()
+
+    async def leave_oap(self) -> None:
+        """Others accept from OAP/1's socket: connections that are here stay."""
+        if self._oap is not None:
+            await self._oap.leave()
 
     async def stop(self) -> int:
         """Take no more calls, finish those under way, hang up; more than once is fine. How many were cut off."""
@@ -121,8 +135,11 @@ class KmsDoors:
         wrap = self._behind(GRPC_LISTENER, _H2)
         return RpcListener(runtime, socket_of(text, key), serve, key=key, name=GRPC_LISTENER, behind_tls=wrap)
 
-    def _make_oap(self, text: str, key: str) -> _OapListener:
-        return _OapListener(self._runtime, self._desk, socket_of(text, key), key, self._behind(OAP_LISTENER, ALPN))
+    def _make_oap(self, text: str, key: str, given: GivenSocket | None) -> _OapListener:
+        wrap, address = self._behind(OAP_LISTENER, ALPN), socket_of(text, key)
+        if wrap is None and not address.is_loopback:
+            raise ConfigError(f"{address} is for others, too, and without TLS", key=key, hint="use 127.0.0.1")
+        return _OapListener(self._runtime, self._desk, given or BoundSocket(address, key), wrap)
 
     def _behind(self, name: str, alpn: tuple[bytes, ...]) -> Wrap | None:
         if self._tls is None:
@@ -133,9 +150,9 @@ class KmsDoors:
 class _OapListener:
     """OAP/1 on a TCP port."""
 
-    def __init__(self, runtime: DoorsRuntime, desk: KmsDesk, address: HostPort, key: str, wrap: Wrap | None) -> None:
-        if wrap is None and not address.is_loopback:
-            raise ConfigError(f"{address} is for others, too, and without TLS", key=key, hint="use 127.0.0.1")
+    def __init__(
+        self, runtime: DoorsRuntime, desk: KmsDesk, bound: BoundSocket | GivenSocket, wrap: Wrap | None
+    ) -> None:
         edge = runtime.edge
         self._runtime = runtime
         self._door = Door(desk, edge, TRANSPORT)
@@ -152,21 +169,29 @@ class _OapListener:
             deadline_s=SLOW_DEADLINE_S + 1.0,
         )
         self._wrap = wrap
-        self._bound = BoundSocket(address, key)
-        self._port: Any = None
-        self.address = self._bound.address
+        self.bound = bound
+        self.port: Any = None
+        self.address = bound.address
 
     def start(self) -> None:
+        if self.port is not None:
+            return
         factory = cast(IProtocolFactory, self._server)
         if self._wrap is not None:
             factory = self._wrap(factory)
         family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
-        self._port = self._runtime.reactor.adoptStreamPort(self._bound.fileno(), family, factory)
+        self.port = self._runtime.reactor.adoptStreamPort(self.bound.fileno(), family, factory)
+        if isinstance(self.bound, GivenSocket):
+            accept_one_by_one(self.port)
+
+    async def leave(self) -> None:
+        port, self.port = self.port, None
+        if port is not None:
+            await maybeDeferred(port.stopListening)
 
     async def stop(self) -> int:
-        if self._port is not None:
-            await maybeDeferred(self._port.stopListening)
-        self._bound.close()
+        await self.leave()
+        self.bound.close()
         cut_off = await self._server.drain(self._runtime.drain_s)
         self._door.abort()
         return cut_off

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ron.kernel import correlation
 from ron.proto.errors import bad_request, not_found
 from ron.proto.kms import (
     AttestResponse,
@@ -34,13 +35,15 @@ from ron.proto.kms import (
     WrapResponse,
     parse_kid,
 )
-from ron.proto.kmsaudit import AuditPage, AuditProof
+from ron.proto.kmsaudit import AuditPage, AuditProof, RotateLogKeyRequest, RotateLogKeyResponse
 from ron.services.kms.model import Caller
 from ron.services.kms.ports import AuditLog
 from ron.web import Call, Endpoint, Raw
 
 PATH = "/v1/kms"
 OPENAPI_PATH = "/openapi.yaml"
+SPAN = "svc.kms.http"
+_KEYS = f"{PATH}/keys/"
 CACHE_AGE_HEADER = "X-KMS-Cache-Age"
 # Longer than a backend takes for anything (`lanes`), and less than a client waits.
 DEADLINE_S = 5.0
@@ -66,6 +69,8 @@ class KmsDesk(Protocol):
     async def list(self, caller: Caller, tenant: str | None, after: str) -> KeyList: ...
     async def attest(self, caller: Caller, kid: Kid | None) -> AttestResponse: ...
 
+    async def rotate_log_key(self, caller: Caller, body: RotateLogKeyRequest) -> RotateLogKeyResponse: ...
+
     @property
     def log(self) -> AuditLog:
         """The audit log."""
@@ -88,6 +93,7 @@ def endpoints(desk: KmsDesk, openapi: Callable[[], bytes]) -> list[Endpoint]:
             writes=scope in {"sign", "wrap", "unwrap", "rotate", "destroy"},
             hot=method == "POST" and "<" not in path and path != "/keys",
             bare=body is RotateRequest,
+            span=SPAN,
         )
 
     return [
@@ -102,8 +108,10 @@ def endpoints(desk: KmsDesk, openapi: Callable[[], bytes]) -> list[Endpoint]:
         endpoint("POST", "/keys/<path:kid>/rotate", "rotate", api.rotate, RotateRequest),
         endpoint("GET", "/attest", "read", api.attest),
         endpoint("GET", "/audit/checkpoint", "audit", log.checkpoint),
+        endpoint("GET", "/audit/witnessed", "audit", log.witnessed),
         endpoint("GET", "/audit/entries", "audit", log.entries),
         endpoint("GET", "/audit/proof", "audit", log.proof),
+        endpoint("POST", "/audit/rotate-key", "rotate", log.rotate_key, RotateLogKeyRequest),
         Endpoint(
             method="GET",
             path=OPENAPI_PATH,
@@ -128,6 +136,7 @@ ANSWERS: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("GET", f"{PATH}/attest"): AttestResponse,
     ("GET", f"{PATH}/audit/entries"): AuditPage,
     ("GET", f"{PATH}/audit/proof"): AuditProof,
+    ("POST", f"{PATH}/audit/rotate-key"): RotateLogKeyResponse,
 }
 
 
@@ -191,6 +200,15 @@ class _Log:
             raise not_found("there is no checkpoint yet")
         return Raw(latest.note, "text/plain; charset=utf-8")
 
+    def witnessed(self, call: Call) -> Raw:
+        found = self._of(call).witnessed()
+        if found is None:
+            raise not_found("no witness has signed yet")
+        return Raw(found.note, "text/plain; charset=utf-8")
+
+    async def rotate_key(self, call: Call, body: RotateLogKeyRequest) -> RotateLogKeyResponse:
+        return await self._desk.rotate_log_key(_caller(call), body)
+
     def entries(self, call: Call) -> AuditPage:
         log = self._of(call)
         start, count = _number(call, "start", 0), _number(call, "count", PAGE)
@@ -218,7 +236,17 @@ class _Log:
 
 
 def _caller(call: Call) -> Caller:
+    # for log lines; it ends with the call, whose own context this is
+    peer = {"peer_addr": call.peer} if call.peer else {}
+    correlation.tell(request_id=call.corr_id, route=_route(call.path), **peer)
     return Caller.of(call.capability, call.corr_id)
+
+
+def _route(path: str) -> str:
+    """Without the key's name, which is for no log."""
+    if not path.startswith(_KEYS):
+        return path
+    return f"{_KEYS}<kid>/rotate" if path.endswith("/rotate") else f"{_KEYS}<kid>"
 
 
 def _tenant(text: str) -> str:

@@ -52,14 +52,15 @@ class KmsLimits(_Section, frozen=True, kw_only=True):
     """max_body_bytes: of a request. max_inflight_sign, max_inflight_verify: calls at a time, those that wait too.
 
     tenant_share_min: of what can be done at a time, so much is kept for each tenant that asks.
-    verify_cache_max: key versions whose public halves are remembered.
+    verify_cache_max: key versions whose public halves are remembered. All are, so that each verifies in an outage
+    (I-18): beyond it no more are made.
     """
 
     max_body_bytes: Annotated[int, Meta(ge=KIB, le=64 * MIB, extra={"unit": "bytes"})] = MIB
     max_inflight_sign: _Count = 512
     max_inflight_verify: _Count = 1024
     tenant_share_min: Annotated[float, Meta(ge=0, le=1, extra=LIVE)] = 0.05
-    verify_cache_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 262_144
+    verify_cache_max: Annotated[int, Meta(ge=1, le=10_000_000, extra=LIVE)] = 262_144
 
 
 class KmsSecurity(_Section, frozen=True, kw_only=True):
@@ -93,12 +94,24 @@ class KmsPq(_Section, frozen=True, kw_only=True):
     min_verify_mode: Annotated[VerifyMode, Meta(extra=LIVE)] = "or"
 
 
+class WitnessAt(_Section, frozen=True, kw_only=True):
+    """url: a witness's submission prefix (C2SP tlog-witness). key: its verifier key, as it shows it."""
+
+    url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^\s@#?]+\Z")]
+    key: Annotated[str, Meta(max_length=512)]
+
+
 class KmsAudit(_Section, frozen=True, kw_only=True):
     """dir: the log, relative to the home. checkpoint_interval_ops: records between signed heads.
 
-    sealing: where the key that signs heads lives. verify_cache_ttl_ms: how old what is known of keys may get while the
+    sealing: `attested` signs nothing without evidence, in the log itself, that the key of its heads is in a device.
+    verify_cache_ttl_ms: how old what is known of keys may get while the
     backend is away; twice that, and verifying is refused too. export_url: where each record is sent as well, https
     beyond loopback; export_token_env: the variable with a token for it.
+
+    witness_for: verifier keys of the logs that this service cosigns, a file for each, relative to the home. witnesses:
+    who is asked to cosign this one. witness_quorum: so many of them should have signed what is older than
+    witness_max_age_ms; witness_required: else the service is not ready, and not only degraded.
     """
 
     dir: PathText = "./kms-audit"
@@ -107,6 +120,11 @@ class KmsAudit(_Section, frozen=True, kw_only=True):
     verify_cache_ttl_ms: Annotated[int, Meta(ge=1, le=86_400_000, extra={"unit": "ms", **LIVE})] = 300_000
     export_url: Annotated[str, Meta(max_length=2048, pattern=r"^(https?://[^\s@#]+)?\Z")] = ""
     export_token_env: Variable = ""
+    witness_for: Annotated[tuple[PathText, ...], Meta(max_length=64)] = ()
+    witnesses: Annotated[tuple[WitnessAt, ...], Meta(max_length=16)] = ()
+    witness_quorum: Annotated[int, Meta(ge=0, le=16)] = 0
+    witness_max_age_ms: Annotated[int, Meta(ge=1000, le=86_400_000, extra={"unit": "ms"})] = 600_000
+    witness_required: bool = False
 
 
 class KmsObservability(_Section, frozen=True, kw_only=True):
@@ -183,21 +201,28 @@ class BackendsSection(_Section, frozen=True, kw_only=True):
 class GovernanceSection(_Section, frozen=True, kw_only=True):
     """signers: a JSON file with the first signer set, relative to the home; without one, nothing that needs a quorum
     can be done. dir: proposals and decisions, relative to the home. micronode: 1 of 2 may decide, with the stricter
-    limits of that profile; it counts when the book begins."""
+    limits of that profile; it counts when the book begins.
+
+    capabilities_active: for keys, of one tenant at a time. capabilities_per_minute: new ones of one tenant (K-G3).
+    """
 
     signers: PathText = ""
     dir: PathText = "./kms-governance"
     micronode: bool = False
+    capabilities_active: _Count = 1000
+    capabilities_per_minute: _Count = 60
 
 
 class KmsConfig(_Section, frozen=True, kw_only=True):
     """Custody of keys. bind_addr: where `/v1/kms` listens; loopback, unless TLS is on.
 
     grpc_addr, oap_addr: where gRPC and OAP/1 do, on the same terms; nowhere, unless it is said.
-    control: the operators' Unix socket, relative to the home.
+    control: the operators' Unix socket, relative to the home. workers: processes beside this one that share the
+    listeners and sign; 0: this one does it all.
     """
 
     bind_addr: _Port = "127.0.0.1:0"
+    workers: Annotated[int, Meta(ge=0, le=16)] = 0
     grpc_addr: _Port = ""
     oap_addr: _Port = ""
     control: Annotated[str, Meta(max_length=90, pattern=r"^[A-Za-z0-9_./-]*\Z")] = ""

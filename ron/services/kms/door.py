@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeadlineError
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from ron.auth import Capability, Wanted
+from ron.auth import Wanted
 from ron.kernel import correlation
-from ron.kernel.aio import within
+from ron.kernel.deadlines import Deadlines
 from ron.kernel.limits import Refused
 from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
 from ron.proto.kms import (
@@ -162,46 +162,78 @@ class Asked(NamedTuple):
     deadline_s: float | None = None
 
 
+class _Turn:
+    """A call on its way. late: its time was over before it was done."""
+
+    __slots__ = ("answer", "asked", "late", "timer")
+    answer: Deferred[bytes]
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.late = False
+        self.timer: IDelayedCall | None = None
+
+    def cancel(self) -> None:
+        """Its time is over."""
+        self.late = True
+        self.answer.cancel()
+
+
 class Door:
     """Lets calls in to `desk`. transport: in the place of an HTTP method, for capabilities and metrics."""
 
     def __init__(self, desk: KmsDesk, edge: Edge, transport: str, *, rng: random.Random | None = None) -> None:
         self._desk = desk
         self._edge = edge
-        self._transport = transport
         self._rng = rng or random.SystemRandom()
-        self._open: set[Deferred[bytes]] = set()
+        self._open: set[_Turn] = set()
         self._closed = False
+        both = {False: DEADLINE_S, True: SLOW_DEADLINE_S}
+        self._deadlines = {slow: Deadlines(edge.reactor, seconds) for slow, seconds in both.items()}
+        self._wanted = {one.name: Wanted(one.scope, transport, one.path, _ENFORCES) for one in OPERATIONS}
         self._latency: Mapping[str, Any] = {
-            one.name: edge.metrics.request_latency.labels(one.path, transport) for one in OPERATIONS
+            one.name: edge.metrics.tallies.timing(edge.metrics.request_latency.labels(one.path, transport))
+            for one in OPERATIONS
         }
 
     def ask(self, asked: Asked) -> Deferred[bytes]:
         """The answer. Fails with `RonError` and nothing else."""
-        mark = correlation.begin(asked.corr_id)
+        turn, route, peer = _Turn(asked), asked.operation.path, correlation.about().get("peer_addr")
+        mark = correlation.begin(asked.corr_id, request_id=asked.corr_id, route=route, peer_addr=peer)
         try:
-            answer = Deferred.fromCoroutine(self._answer(asked))
+            answer = turn.answer = Deferred.fromCoroutine(self._answer(turn))
         finally:
             correlation.end(mark)
         if not answer.called:
-            self._open.add(answer)
-            answer.addBoth(self._over, answer)
+            self._open.add(turn)
+            self._begin(turn)
+            answer.addBoth(self._over, turn)
         return answer
 
     def abort(self) -> int:
         """Give up what is still being answered, and answer nothing more; how many were given up."""
         self._closed = True
         cut_off = len(self._open)
-        for answer in list(self._open):
-            answer.cancel()
+        for turn in list(self._open):
+            turn.answer.cancel()
         return cut_off
 
-    def _over(self, result: Any, answer: Deferred[bytes]) -> Any:
-        self._open.discard(answer)
+    def _begin(self, turn: _Turn) -> None:
+        asked = turn.asked
+        if asked.deadline_s is None or asked.deadline_s >= asked.operation.deadline_s:
+            self._deadlines[asked.operation.slow].begin(turn)
+        else:
+            turn.timer = self._edge.reactor.callLater(asked.deadline_s, turn.cancel)
+
+    def _over(self, result: Any, turn: _Turn) -> Any:
+        self._open.discard(turn)
+        self._deadlines[turn.asked.operation.slow].end(turn)
+        if turn.timer is not None and turn.timer.active():
+            turn.timer.cancel()
         return result
 
-    async def _answer(self, asked: Asked) -> bytes:
-        edge, status = self._edge, 200
+    async def _answer(self, turn: _Turn) -> bytes:
+        edge, status, asked = self._edge, 200, turn.asked
         try:
             self._make_room(asked.operation)
         except RonError as error:
@@ -209,7 +241,7 @@ class Door:
             raise
         began_s, shed = edge.monotonic(), False
         try:
-            return await self._admitted(asked)
+            return await self._admitted(turn)
         except RonError as error:
             self._refused(error)
             status, shed = error.status, isinstance(error, Refused)
@@ -237,18 +269,18 @@ class Door:
         if error.status in _COME_BACK and error.retry_after_s is None:
             error.retry_after_s = self._rng.randint(*_RETRY_AFTER_S)
 
-    async def _admitted(self, asked: Asked) -> bytes:
+    async def _admitted(self, turn: _Turn) -> bytes:
+        asked = turn.asked
         operation, authority = asked.operation, self._edge.authority
-        wanted = Wanted(operation.scope, self._transport, operation.path, _ENFORCES)
-        capability = authority.admit(asked.token, wanted)
+        capability = authority.admit(asked.token, self._wanted[operation.name])
         try:
-            answer = await self._within(asked, capability)
+            answer = await operation.run(self._desk, Caller.of(capability, asked.corr_id), asked.read())
             raw = asked.write(answer)
         except RonError:
             raise
-        except DeadlineError:
-            raise RonError(ErrorCode.TIMEOUT, "not done within the deadline") from None
         except CancelledError:
+            if turn.late:
+                raise RonError(ErrorCode.TIMEOUT, "not done within the deadline") from None
             raise unavailable("the call was given up") from None
         except Exception:  # noqa: BLE001 - whatever it is, the caller gets an envelope and the log the rest
             _log.failure("{call} failed", event="internal_error", call=operation.path, corr_id=asked.corr_id)
@@ -256,20 +288,6 @@ class Door:
             raise RonError(ErrorCode.INTERNAL, "internal error", hint=hint) from None
         authority.charge_bytes(capability, asked.size + len(raw))
         return raw
-
-    async def _within(self, asked: Asked, capability: Capability) -> msgspec.Struct:
-        operation, caller = asked.operation, Caller.of(capability, asked.corr_id)
-        body = asked.read()
-
-        async def whole() -> msgspec.Struct:
-            return await operation.run(self._desk, caller, body)
-
-        deadline_s = operation.deadline_s
-        if asked.deadline_s is not None:
-            deadline_s = min(deadline_s, asked.deadline_s)
-        work = Deferred.fromCoroutine(whole())
-        # what is done at once, as most signatures are, needs no timer
-        return await (work if work.called else within(self._edge.reactor, deadline_s, work))
 
 
 def strictly(build: Callable[[], D]) -> D:

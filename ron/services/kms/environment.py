@@ -55,6 +55,7 @@ LONG_NAMES: Mapping[str, str] = {
     # not in the table, and alike
     "GRPC_ADDR": "grpc_addr",
     "OAP_ADDR": "oap_addr",
+    "WORKERS": "workers",
     "ALLOW_UNLOCKED": "security.allow_unlocked",
     "PQ_MIN_VERIFY_MODE": "pq.min_verify_mode",
     "VERIFY_CACHE_MAX": "limits.verify_cache_max",

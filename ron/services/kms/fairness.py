@@ -80,6 +80,10 @@ class FairQueue(Generic[T]):
         self._numbers = 0
         self._virtual = 0.0
 
+    def resize(self, *, capacity: int, floor: float) -> None:
+        """Go by these from now on; what waits already goes on waiting."""
+        self._capacity, self._floor, self._shares = capacity, floor, None
+
     def __len__(self) -> int:
         return self._size
 

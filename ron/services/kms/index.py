@@ -80,6 +80,8 @@ class KeyIndex:
     def __init__(self) -> None:
         self._keys: dict[str, KeyEntry] = {}
         self._names: list[str] = []
+        # key versions, whatever their state
+        self.size = 0
 
     def load(self, keys: Iterable[KeyRecord], versions: Iterable[VersionRecord]) -> None:
         """Once, at the start."""
@@ -100,7 +102,9 @@ class KeyIndex:
         by_alg = {half.alg: half.public for half in record.halves}
         at = rfc3339(record.created_s)
         made = Version(record.kid, record.state, record.halves, by_alg, record.attestation, at)
-        self._keys[record.kid.key].versions[record.kid.version] = made
+        versions = self._keys[record.kid.key].versions
+        self.size += record.kid.version not in versions
+        versions[record.kid.version] = made
         return made
 
     def drop(self, kid: Kid) -> None:
@@ -108,7 +112,7 @@ class KeyIndex:
         entry = self._keys.get(kid.key)
         if entry is None:
             return
-        entry.versions.pop(kid.version, None)
+        self.size -= entry.versions.pop(kid.version, None) is not None
         if not entry.versions:
             del self._keys[kid.key]
             self._names.pop(bisect_left(self._names, kid.key))

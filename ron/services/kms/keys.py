@@ -16,6 +16,7 @@ import msgspec
 from ron.proto.clock import rfc3339
 from ron.proto.errors import ErrorCode, RonError, conflict, not_found, unavailable
 from ron.proto.kms import (
+    Alg,
     AttestResponse,
     CreateKeyRequest,
     CreateKeyResponse,
@@ -26,10 +27,11 @@ from ron.proto.kms import (
     Kid,
     RotateRequest,
     RotateResponse,
+    parse_kid,
 )
 from ron.services.kms.acts import Acts
 from ron.services.kms.index import Version
-from ron.services.kms.model import Caller, check_shallow, halves_of, public_of, view_of
+from ron.services.kms.model import SYSTEM, Caller, check_shallow, halves_of, public_of, view_of
 from ron.services.kms.once import Remembered as Known
 from ron.services.kms.once import Step, act_digest, judge
 from ron.services.kms.ports import Held
@@ -37,7 +39,7 @@ from ron.services.kms.recorder import hashed
 from ron.services.kms.room import Room
 from ron.services.kms.store import Act, KeyRecord, VersionRecord
 
-A = TypeVar("A", bound=msgspec.Struct)
+A = TypeVar("A", bound=CreateKeyResponse | RotateResponse | DestroyResponse)
 PAGE = 100
 MOST_HINTS_BYTES = 4096
 # A record of what a crash left, which nobody asked for.
@@ -172,6 +174,9 @@ class Keys:
     ) -> A:
         """A version: meant, made, told, in force."""
         room = self._room
+        most = room.wishes().limits.verify_cache_max
+        if room.index.size >= most:
+            raise unavailable(f"there are {most} key versions, and no more are made", "raise limits.verify_cache_max")
         if act is not None:
             act = act._replace(kid=str(kid))
         begun = await room.store.begin(record, kid, act)
@@ -180,7 +185,8 @@ class Keys:
         room.recorder.mark = begun.mark
         room.index.add(record)
         try:
-            held: Held = await room.lanes.whole(kid.tenant, room.backend.generate, kid, algs)
+            with room.traces.during(f"backend.{room.backend.name}.generate", kid, backend=room.backend.name):
+                held: Held = await room.lanes.whole(kid.tenant, room.backend.generate, kid, algs)
         except RonError:
             await self._give_up(kid, act)
             raise
@@ -192,9 +198,7 @@ class Keys:
         try:
             await room.recorder.record(entry)
         except RonError:
-            # what no record tells of must not be there
-            await room.lanes.whole(kid.tenant, room.backend.destroy, kid)
-            await self._give_up(kid, act)
+            await self._unmake(version, act)
             raise
         made = answer(_shown(version))
         room.recorder.mark = await room.store.finish(version, _answered(act, made))
@@ -206,6 +210,18 @@ class Keys:
         """It could not be made."""
         self._room.recorder.mark = await self._room.store.abandon(kid, act)
         self._room.index.drop(kid)
+
+    async def _unmake(self, version: VersionRecord, act: Act | None) -> None:
+        """It was made, and no record tells of it: it must not be there."""
+        room, kid = self._room, version.kid
+        await room.lanes.whole(kid.tenant, room.backend.destroy, kid)
+        room.note_custody()
+        if kid.version == 1:
+            await self._give_up(kid, act)
+        else:
+            gone = version._replace(state="destroyed")
+            room.recorder.mark = await room.store.unmake(gone, act)
+            self._put([gone])
 
     async def _destroy(self, caller: Caller, kid: Kid, body: DestroyRequest, act: Act | None) -> DestroyResponse:
         room = self._room
@@ -260,18 +276,27 @@ class Keys:
         """`work`, at most once for an op_id, also over restarts, and one at a time for a key."""
         telemetry = self._room.telemetry
         began_s = telemetry.begin()
-        telemetry.asked(op, kid)
+        telemetry.asked(op, kid, **_named(body))
         try:
-            made = await self._guarded(op, caller, kid, body, answer, work)
+            with self._room.traces.during(f"svc.kms.{op}", kid):
+                made = await self._guarded(op, caller, kid, body, answer, work)
         except Exception as error:
-            telemetry.failed(op, began_s, error, kid)
+            telemetry.failed(op, began_s, error, kid, **_named(body))
             result = error.code.value if isinstance(error, RonError) else "Internal"
             self._room.recorder.note(
                 self._room.recorder.entry(op, caller, kid, result=result, op_id=getattr(body, "op_id", None))
             )
             raise
-        telemetry.done(op, (), began_s, kid)
+        done = parse_kid(made.kid)
+        telemetry.done(op, self._algs(done), began_s, done, **_named(body))
         return made
+
+    def _algs(self, kid: Kid) -> tuple[Alg, ...]:
+        """Of its halves; none for what an answer of long ago names and is not there any more."""
+        try:
+            return tuple(half.alg for half in self._room.index.version(kid).halves)
+        except RonError:
+            return ()
 
     async def _guarded(
         self,
@@ -318,7 +343,9 @@ class Keys:
         """Bring to an end what a crash or an outage left: made versions come into force, others are given up; what was
         to be destroyed is. How many there were. Raises `RonError` where the backend cannot be asked."""
         room = self._room
-        unsettled = [one for one in room.index.unsettled() if one.kid.key not in self._busy]
+        # the service's own keys are brought to an end by whoever has begun them
+        begun = [one for one in room.index.unsettled() if one.kid.key not in self._busy]
+        unsettled = [one for one in begun if one.kid.tenant != SYSTEM]
         if not unsettled:
             return 0
         held = {one.kid: one for one in await room.lanes.whole("", room.backend.held)}
@@ -347,6 +374,11 @@ class Keys:
         await room.recorder.record(room.recorder.entry("destroy", _NOBODY, version.kid, recovered=True))
         await room.lanes.whole(version.kid.tenant, room.backend.destroy, version.kid)
         await self._gone([version], None)
+
+
+def _named(body: Any) -> dict[str, str]:
+    """For a log event: the op_id, which is the caller's own and no input."""
+    return {"op_id": body.op_id} if body.op_id is not None else {}
 
 
 def _answered(act: Act | None, answer: msgspec.Struct) -> Act | None:

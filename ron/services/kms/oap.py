@@ -6,6 +6,7 @@ HTTP would answer; refusals are `ron.oap`'s envelopes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from ron.oap import Request, Response
 from ron.proto.errors import ErrorCode, RonError, bad_request
 from ron.proto.kmscalls import OAP_PROTOCOL
+from ron.proto.strictjson import strict_decoder
 from ron.services.kms.door import OPERATIONS, Asked, Door, Operation, strictly
 
 TRANSPORT = "OAP"
@@ -23,8 +25,8 @@ class OapCalls:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._calls: dict[int, tuple[Operation, msgspec.json.Decoder[Any]]] = {
-            one.call: (one, msgspec.json.Decoder(one.body, strict=True)) for one in OPERATIONS
+        self._calls: dict[int, tuple[Operation, Callable[[bytes], Any]]] = {
+            one.call: (one, strict_decoder(one.body)) for one in OPERATIONS
         }
 
     async def __call__(self, request: Request) -> Response:
@@ -39,13 +41,13 @@ class OapCalls:
             raise bad_request("there is no such call", "sign is 1, verify 2: see KmsCall")
         if request.e2e:
             raise RonError(ErrorCode.UNSUPPORTED, "a request for the key service is not sealed", hint="send JSON")
-        operation, decoder = found
+        operation, decode = found
         asked = Asked(
             operation=operation,
             token=_token(request.cap),
             corr_id=request.corr_id,
             size=len(request.payload),
-            read=lambda: strictly(lambda: decoder.decode(request.payload or b"{}")),
+            read=lambda: strictly(lambda: decode(request.payload or b"{}")),
             write=msgspec.json.encode,
         )
         return Response(payload=await self._door.ask(asked))

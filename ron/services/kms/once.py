@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import msgspec
 from blake3 import blake3
 
+from ron.kernel.units import DAY_S
 from ron.proto.errors import RonError, conflict, unavailable
 
-DAY_S = 86_400.0
-# Longer than any retry of a client that means the same act
-KEPT_S = DAY_S
+# Longer than any retry of a client that means the same act; the store forgets what is older.
+KEPT_S = 30 * DAY_S
 
 
 class Remembered(NamedTuple):

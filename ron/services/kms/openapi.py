@@ -30,7 +30,9 @@ _REFUSALS = {
 }
 _SUMMARIES = {
     "checkpoint": "The newest signed head of the audit log, a C2SP checkpoint.",
+    "witnessed": "The newest head of the audit log that witnesses have signed, too.",
     "entries": "Records of the audit log, as they are hashed.",
+    "rotate_key": "Another key for the audit log; the old one and the new one say so in it.",
     "proof": "That a record is in the log (index, size), or that nothing in it was changed (old, size).",
 }
 _QUERIES: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -84,7 +86,8 @@ def document() -> dict[str, Any]:
             _add_parameters(path, operation)
     made["paths"][f"{api.PATH}/verify"]["post"]["responses"]["200"]["headers"] = {api.CACHE_AGE_HEADER: _AGE}
     made["paths"][f"{api.PATH}/keys/{{kid}}/rotate"]["post"]["requestBody"]["required"] = False
-    made["paths"][f"{api.PATH}/audit/checkpoint"] = {"get": _checkpoint()}
+    for name in ("checkpoint", "witnessed"):
+        made["paths"][f"{api.PATH}/audit/{name}"] = {"get": _note(name)}
     made["paths"][api.OPENAPI_PATH] = {"get": _itself()}
     return made
 
@@ -134,10 +137,10 @@ def _add_parameters(path: str, operation: dict[str, Any]) -> None:
         operation["operationId"] = f"governance_{operation['operationId']}"
 
 
-def _checkpoint() -> dict[str, Any]:
+def _note(name: str) -> dict[str, Any]:
     return {
-        "operationId": "checkpoint",
-        "summary": _SUMMARIES["checkpoint"],
+        "operationId": name,
+        "summary": _SUMMARIES[name],
         "x-scope": "kms:audit",
         "responses": {
             "200": {"description": "A signed note.", "content": {"text/plain": {"schema": {"type": "string"}}}},

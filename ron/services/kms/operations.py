@@ -40,6 +40,7 @@ from ron.services.kms.model import Caller, b64, candidates, check_one_tenant, ke
 from ron.services.kms.once import act_digest
 from ron.services.kms.rates import Rates
 from ron.services.kms.recorder import hashed
+from ron.services.kms.redaction import stands_for
 from ron.services.kms.room import Room
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Custody:
         check_one_tenant(kids)
 
         async def act() -> SignResponse:
-            return await self._counted("sign", caller, kids[0], self._sign(caller, kids, body))
+            return await self._counted("sign", caller, kids[0], self._sign(caller, kids, body), body)
 
         if body.op_id is None:
             return await act()
@@ -115,10 +116,11 @@ class Custody:
 
     async def _half(self, version: Version, alg: Alg, message: bytes) -> Signature:
         backend, kid = self._room.backend, version.kid
-        if backend.quick and alg is Alg.ED25519:
-            raw = backend.sign(kid, alg, message)
-        else:
-            raw = await self._room.lanes.run(kid.tenant, "sign", backend.sign, kid, alg, message)
+        with self._room.traces.during(f"backend.{backend.name}.sign", kid, alg=alg, backend=backend.name):
+            if backend.quick and alg is Alg.ED25519:
+                raw = backend.sign(kid, alg, message)
+            else:
+                raw = await self._room.lanes.run(kid.tenant, "sign", backend.sign, kid, alg, message)
         return Signature(alg=alg, signature_b64=b64(raw))
 
     async def _attested(self, version: Version) -> Attestation | None:
@@ -133,7 +135,7 @@ class Custody:
     async def verify(self, caller: Caller, body: VerifyRequest) -> VerifyResponse:
         """Do these signatures hold, and do they satisfy the mode? `ok: false` is an answer, not an error."""
         kid = chosen(body.kid_or_set)[0] if body.kid_or_set is not None else None
-        return await self._counted("verify", caller, kid, self._verify(caller, body))
+        return await self._counted("verify", caller, kid, self._verify(caller, body), body)
 
     async def _verify(self, caller: Caller, body: VerifyRequest) -> VerifyResponse:
         room = self._room
@@ -141,6 +143,8 @@ class Custody:
         if not versions:
             raise not_found("no version of this key has such halves")
         age_ms = room.guard.check_reads()
+        if age_ms is not None and age_ms > room.wishes().audit.verify_cache_ttl_ms:
+            room.telemetry.cache_expired.inc()
         tenant = versions[0].kid.tenant
         mode = self._mode(tenant, body)
         message = bytes.fromhex(body.payload_b3)
@@ -192,7 +196,7 @@ class Custody:
         """A key sealed for a key: HPKE, by default with both halves."""
         kid = parse_kid(body.kid)
         caller.require_own(kid.tenant)
-        return await self._counted("wrap", caller, kid, self._wrap(caller, kid, body))
+        return await self._counted("wrap", caller, kid, self._wrap(caller, kid, body), body)
 
     async def _wrap(self, caller: Caller, kid: Kid, body: WrapRequest) -> WrapResponse:
         room = self._room
@@ -211,7 +215,7 @@ class Custody:
         """The key that was wrapped."""
         kid = parse_kid(body.kid)
         caller.require_own(kid.tenant)
-        return await self._counted("unwrap", caller, kid, self._unwrap(caller, kid, body))
+        return await self._counted("unwrap", caller, kid, self._unwrap(caller, kid, body), body)
 
     async def _unwrap(self, caller: Caller, kid: Kid, body: UnwrapRequest) -> UnwrapResponse:
         room = self._room
@@ -223,9 +227,11 @@ class Custody:
         version = room.index.signing(kid.at(head.key_version))
         room.check_allowed(version)
         suite, info = head.suite, wrapping.info_of(version.kid, head.suite)
-        opened = await room.lanes.run(
-            kid.tenant, "unwrap", room.backend.unwrap, version.kid, suite.value, envelope, info
-        )
+        name = room.backend.name
+        with room.traces.during(f"backend.{name}.unwrap", version.kid, alg=suite.value, backend=name):
+            opened = await room.lanes.run(
+                kid.tenant, "unwrap", room.backend.unwrap, version.kid, suite.value, envelope, info
+            )
         entry = room.recorder.entry(
             "unwrap", caller, version.kid, algs=suite.algs, input_b3=hashed(envelope), attestation=version.attestation
         )
@@ -234,19 +240,27 @@ class Custody:
 
     # Within
 
-    async def _counted(self, op: str, caller: Caller, kid: Kid | None, work: Coroutine[Any, Any, T]) -> T:
+    async def _counted(
+        self, op: str, caller: Caller, kid: Kid | None, work: Coroutine[Any, Any, T], body: msgspec.Struct
+    ) -> T:
         """`work`, counted, timed, and recorded when it is refused."""
         telemetry = self._room.telemetry
         began_s = telemetry.begin()
-        telemetry.asked(op, kid)
+        if telemetry.chatty:
+            telemetry.asked(op, kid, **stands_for(self._room.wishes().observability.redact_level, body))
         try:
-            answer = await work
+            with self._room.traces.during(f"svc.kms.{op}", kid) as span:
+                answer = await work
+                if span is not None:
+                    algs, mode = "+".join(_algs_of(answer)), self._room.wishes().pq.verify_mode
+                    span.set({**_told(answer), "alg": algs, "pq_mode": mode})
         except Exception as error:
             telemetry.failed(op, began_s, error, kid)
             result = error.code.value if isinstance(error, RonError) else "Internal"
             self._room.recorder.note(self._room.recorder.entry(op, caller, kid, result=result))
             raise
-        telemetry.done(op, _algs_of(answer), began_s, kid)
+        more = _told(answer) if telemetry.chatty else {}
+        telemetry.done(op, _algs_of(answer), began_s, kid, **more)
         return answer
 
 
@@ -280,6 +294,18 @@ def _to_wrap(body: WrapRequest) -> bytes:
     if not raw:
         raise bad_request("there is nothing to wrap", f"1 to {MAX_WRAPPED_KEY_BYTES} bytes")
     return raw
+
+
+def _told(answer: Any) -> dict[str, Any]:
+    """For a span and a log event: what is known of an operation only once it is done."""
+    said: dict[str, Any] = {}
+    if answer.kid is not None:
+        said["kid_version"] = parse_kid(answer.kid).version
+    if (age_ms := getattr(answer, "cache_age_ms", None)) is not None:
+        said["cache_age_ms"] = age_ms
+    if (attestation := getattr(answer, "attestation", None)) is not None:
+        said["attestation_class"] = attestation.class_
+    return said
 
 
 def _algs_of(answer: Any) -> tuple[Alg, ...]:

@@ -175,7 +175,10 @@ def _mode(decided: str) -> VerifyMode:
 
 def _refuse_classical(phase: Phase) -> None:
     if phase >= Phase.HYBRID_AND:
-        raise _refused(f"phase {int(phase)} does without nothing post-quantum", "use a key with a post-quantum half")
+        raise _refused(
+            f"in phase {int(phase)} nothing classical alone is made: a post-quantum half is needed",
+            "leave produce_hybrid and kem_mode out, and use a key with a post-quantum half",
+        )
 
 
 def _refused(message: str, hint: str) -> Refused:

@@ -120,6 +120,9 @@ class AuditLog(Protocol):
     def latest(self) -> Checkpoint | None:
         """The newest signed one."""
 
+    def witnessed(self) -> Checkpoint | None:
+        """The newest that witnesses signed, too."""
+
     def entries(self, start: int, count: int) -> Sequence[bytes]:
         """Leaves as they are hashed, JSON. At most 1000."""
 

@@ -6,7 +6,7 @@ without backend, log, clock or evidence nothing is signed. Reads fail open: what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import msgspec
@@ -27,6 +27,8 @@ Key = Literal[
     "clock_ok",
     "verify_cache_ok",
     "store_ready",
+    "log_attested",
+    "witnesses_recent",
 ]
 # What has to be there before anything is done with a private half, and how a refusal is counted.
 _WRITES: dict[Key, str] = {
@@ -36,7 +38,13 @@ _WRITES: dict[Key, str] = {
     "rng_ok": "store_unavailable",
     "clock_ok": "clock_skew",
     "attestation_ready": "attest_missing",
+    # told where audit.sealing is "attested"
+    "log_attested": "attest_missing",
     "config_loaded": "pq_policy",
+}
+_EVIDENCE: dict[Key, str] = {
+    "attestation_ready": "see security.attest_require",
+    "log_attested": "see audit.sealing, and `ronctl kms audit rotate-key`",
 }
 # Beyond the soft limit verifying goes on and says how old it is, up to so many of them.
 HARD_FACTOR = 2
@@ -116,14 +124,17 @@ class Guard:
         away = "backend_ready" in self._troubles or "store_ready" in self._troubles
         return self.age_ms() if away else None
 
-    def check_writes(self) -> None:
-        """Raises `Refused` (503, 403 for missing evidence) unless a private half may be used now."""
+    def check_writes(self, *, but: Collection[Key] = ()) -> None:
+        """Raises `Refused` (503, 403 for missing evidence) unless a private half may be used now. but: what does not
+        matter for that."""
+        if not self._troubles:
+            return
         for key, reason in _WRITES.items():
             why = self._troubles.get(key)
-            if why is None:
+            if why is None or key in but:
                 continue
-            if key == "attestation_ready":
-                raise Refused(reason, ErrorCode.ATTESTATION_MISSING, why, hint="see security.attest_require")
+            if key in _EVIDENCE:
+                raise Refused(reason, ErrorCode.ATTESTATION_MISSING, why, hint=_EVIDENCE[key])
             if key == "config_loaded":
                 # the config asks for less than a quorum allowed: see `inforce`
                 raise Refused(reason, ErrorCode.NO_CAPABILITY, why, hint="take the change back, or have it decided")

@@ -6,7 +6,7 @@ half (I-2), otherwise handed over, to be left out when the log has too much to d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -18,7 +18,8 @@ from ron.proto.errors import unavailable
 from ron.proto.kms import Alg, Kid
 from ron.services.kms.model import Caller
 from ron.services.kms.ports import AuditEntry, AuditLog
-from ron.services.kms.store import NOTHING
+from ron.services.kms.store import NOTHING, Mark
+from ron.services.kms.tracing import Spans
 
 # What every record says of the metadata store, so that an older copy of that is noticed.
 STORE = "store"
@@ -42,13 +43,15 @@ class Recorder:
     was said: if they told of the older ones, the next start would believe those.
     """
 
-    def __init__(self, *, now_s: Callable[[], float]) -> None:
+    def __init__(self, *, now_s: Callable[[], float], traces: Spans | None = None) -> None:
         self.log: Log | None = None
         self.mark = NOTHING
         self.custody = ""
         self.said: dict[str, str | int | bool] = {}
         self.insists = False
         self._now_s = now_s
+        self._stood: tuple[Mark, str, Mapping[str, str | int | bool]] | None = None
+        self._traces = traces or Spans()
 
     def entry(
         self,
@@ -64,7 +67,7 @@ class Recorder:
         **extra: str | int | bool,
     ) -> AuditEntry:
         """One record of what `caller` did with `kid`."""
-        known = dict(self.said) if self.insists else self._stand()
+        known = self.stand()
         return AuditEntry(
             op=op,
             result=result,
@@ -78,12 +81,21 @@ class Recorder:
             op_id=op_id or "",
             corr_id=caller.corr_id,
             attestation=attestation,
-            extra={**known, **extra},
+            extra={**known, **extra} if extra else known,
         )
 
-    def _stand(self) -> dict[str, str | int | bool]:
-        found: dict[str, str | int | bool] = {STORE: self.mark.counter, HEAD: self.mark.head.hex()[:16]}
-        return {**found, CUSTODY: self.custody} if self.custody else found
+    def stand(self) -> Mapping[str, str | int | bool]:
+        """What every record says of the store and of the backend's own."""
+        return self.said if self.insists else self._stand()
+
+    def _stand(self) -> Mapping[str, str | int | bool]:
+        """The same until one of the two has changed: entries share it, and none changes it."""
+        if self._stood is None or self._stood[0] is not self.mark or self._stood[1] != self.custody:
+            found: dict[str, str | int | bool] = {STORE: self.mark.counter, HEAD: self.mark.head.hex()[:16]}
+            if self.custody:
+                found[CUSTODY] = self.custody
+            self._stood = (self.mark, self.custody, found)
+        return self._stood[2]
 
     async def record(self, entry: AuditEntry) -> int:
         """Its index, once it is on disk. Raises `RonError` (StoreUnavailable): then nothing may be answered."""
@@ -92,7 +104,8 @@ class Recorder:
         waiter: Deferred[int] = Deferred(lambda _waiter: None)
         # the log's own Deferred is not cancelled with a caller: the record is on its way
         self.log.append(entry).addBoth(lambda result: None if waiter.called else waiter.callback(result))
-        return await waiter
+        with self._traces.during("svc.kms.audit.append"):
+            return await waiter
 
     def note(self, entry: AuditEntry) -> None:
         """Hand it over and go on: what was asked needed no private half, or was refused."""

@@ -6,8 +6,10 @@ In: collaborators. Out: a `Room`, and the few questions that all operations ask 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
+
+from twisted.logger import Logger
 
 from ron.kernel.limits import Refused
 from ron.proto.errors import ErrorCode, RonError
@@ -22,6 +24,9 @@ from ron.services.kms.readiness import Guard
 from ron.services.kms.recorder import Recorder
 from ron.services.kms.store import KmsStore
 from ron.services.kms.telemetry import KmsTelemetry
+from ron.services.kms.tracing import Spans
+
+_log = Logger(namespace="ron.kms")
 
 
 @runtime_checkable
@@ -59,6 +64,7 @@ class Room:
     guard: Guard
     telemetry: KmsTelemetry
     attestations: Attestations
+    traces: Spans = field(default_factory=Spans)
 
     def settings(self) -> PqSettings:
         """The `pq` section as `phases` has it."""
@@ -106,9 +112,10 @@ class Attestations:
 
     MOST = 4096
 
-    def __init__(self, backend: Backend, telemetry: KmsTelemetry) -> None:
+    def __init__(self, backend: Backend, telemetry: KmsTelemetry, traces: Spans | None = None) -> None:
         self._backend = backend
         self._telemetry = telemetry
+        self._traces = traces or Spans()
         self._known: dict[str, Attestation | None] = {}
 
     async def of(self, version: Version, lanes: Lanes, *, required: bool = False) -> Attestation | None:
@@ -126,13 +133,17 @@ class Attestations:
     async def _ask(self, version: Version, lanes: Lanes, *, required: bool) -> None:
         counted = self._telemetry.attests
         try:
-            made = await lanes.run(version.kid.tenant, "attest", self._backend.attest, version.kid)
-        except RonError:
+            with self._traces.during("svc.kms.attest.refresh", version.kid, backend=self._backend.name):
+                made = await lanes.run(version.kid.tenant, "attest", self._backend.attest, version.kid)
+        except RonError as error:
+            _log.warn("no evidence: {why}", event="attestation_refresh_failed", why=error.message, kid=str(version.kid))
             counted.labels(self._backend.name, "err").inc()
             if required:
                 raise
             return
         counted.labels(self._backend.name, "ok" if made is not None else "none").inc()
+        if made is not None:
+            _log.info("evidence", event="attestation_refresh_ok", kid=str(version.kid), attestation_class=made.class_)
         if len(self._known) >= self.MOST:
             self._known.pop(next(iter(self._known)))
         self._known[str(version.kid)] = made

@@ -25,6 +25,8 @@ def check_kms(config: KmsConfig, section: str = "") -> None:
     _check_listener(config, section)
     _check_backends(config, section)
     _check_export(config, section)
+    _check_witnesses(config, section)
+    check_workers(config, section)
     if config.service.amnesia:
         _check_amnesia(config, section)
     if config.observability.log_inputs:
@@ -40,6 +42,23 @@ def check_kms(config: KmsConfig, section: str = "") -> None:
     if config.pq.verify_mode == "pq_only" and "ml-dsa" not in config.service.allowed_algs:
         raise ConfigError(
             "nothing could be verified without ml-dsa", key=f"{section}pq.verify_mode", hint="allow it in allowed_algs"
+        )
+
+
+def check_workers(config: KmsConfig, section: str = "") -> None:
+    """Workers share keys that lie in sealed files, and sign by themselves. Raises `ConfigError` where they cannot."""
+    if not config.workers:
+        return
+    key = f"{section}workers"
+    if config.order != ("file",):
+        raise ConfigError(
+            f"workers need keys in sealed files, and the backend is {', '.join(config.order)}",
+            key=key,
+            hint='set it to 0, or service.backend to "file"',
+        )
+    if section:
+        raise ConfigError(
+            "the key service of a node has no processes of its own", key=key, hint="set it to 0, or run ron-kms"
         )
 
 
@@ -79,17 +98,41 @@ def _check_near(address: HostPort, key: str) -> None:
 
 
 def _check_export(config: KmsConfig, section: str) -> None:
-    url = config.audit.export_url
-    if not url:
-        return
-    key = f"{section}audit.export_url"
+    if config.audit.export_url:
+        _check_url(config.audit.export_url, f"{section}audit.export_url", "who asked for what would go out readable")
+
+
+def _check_witnesses(config: KmsConfig, section: str) -> None:
+    audit = config.audit
+    for one in audit.witnesses:
+        _check_url(one.url, f"{section}audit.witnesses", "anybody on the way could speak for the witness")
+    if audit.witness_quorum > len(audit.witnesses):
+        raise ConfigError(
+            f"there are {len(audit.witnesses)} witnesses, and {audit.witness_quorum} have to sign",
+            key=f"{section}audit.witness_quorum",
+            hint="name more in audit.witnesses",
+        )
+    if audit.witness_required and not audit.witness_quorum:
+        raise ConfigError(
+            "none has to sign", key=f"{section}audit.witness_required", hint="say how many in audit.witness_quorum"
+        )
+    if config.service.amnesia and audit.witness_for:
+        raise ConfigError(
+            "a witness that forgets what it saw is none",
+            key=f"{section}audit.witness_for",
+            hint="leave it out, or set service.amnesia to false",
+        )
+
+
+def _check_url(url: str, key: str, why: str) -> None:
+    """https, or http on loopback."""
     try:
         found = urlsplit(url)
         at = socket_of(f"{found.hostname}:{found.port or 80}", key) if found.scheme == "http" else None
     except ValueError:
         raise ConfigError("this is no address", key=key, hint="https://host/path") from None
     if not found.hostname or (at is not None and not at.is_loopback):
-        raise ConfigError("who asked for what would go out readable", key=key, hint="write https://…")
+        raise ConfigError(why, key=key, hint="write https://…")
 
 
 def _check_backends(config: KmsConfig, section: str) -> None:

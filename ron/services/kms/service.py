@@ -8,10 +8,10 @@ verifying works without the backend.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
@@ -20,31 +20,35 @@ from twisted.python.failure import Failure
 from ron.crypto.notes import KeySet
 from ron.kernel import HealthState, Metrics
 from ron.kernel.aio import cancellable
+from ron.kernel.openspans import OpenSpans
 from ron.kernel.threads import BoundedPool
+from ron.kernel.units import DAY_S
 from ron.proto.errors import RonError, unavailable
 from ron.proto.kms import Kid
 from ron.services.kms.config import KmsConfig
 from ron.services.kms.fairness import FairQueue
+from ron.services.kms.figures import KmsFigures
 from ron.services.kms.index import KeyIndex
 from ron.services.kms.inforce import InForce
 from ron.services.kms.keeper import Keeper
 from ron.services.kms.keys import Keys
 from ron.services.kms.lanes import Lanes
 from ron.services.kms.logkey import LogKey
+from ron.services.kms.logrotation import LogRotation
+from ron.services.kms.logsealing import LogSealing
+from ron.services.kms.once import KEPT_S
 from ron.services.kms.operations import Custody
-from ron.services.kms.ports import AuditEntry, Backend, Quorum
+from ron.services.kms.ports import Backend, Quorum
 from ron.services.kms.rates import Rates
 from ron.services.kms.readiness import Guard, Snapshot
 from ron.services.kms.recorder import CUSTODY, HEAD, STORE, Log, Recorder
 from ron.services.kms.room import Attestations, Room
-from ron.services.kms.store import ACTS_KEPT_S, KmsStore
+from ron.services.kms.store import KmsStore
 from ron.services.kms.telemetry import KmsTelemetry
+from ron.services.kms.tracing import Spans
 from ron.store import BatchReport
 
-# Of the log's end, so many records are looked through for what it knows of the store.
 Sign = Callable[[bytes], Awaitable[bytes]]
-LOOKED_BACK = 10_000
-PAGE = 1000
 # Two calls to a token or to scrypt at a time on two cores; the rest waits in its tenant's turn.
 THREADS = 2
 _log = Logger(namespace="ron.kms")
@@ -61,6 +65,9 @@ class OwnLog(Log, Protocol):
 
     def alarm(self, why: str) -> None:
         """Count that something contradicts it."""
+
+    def newest(self, name: str) -> Mapping[str, Any]:
+        """The extras of its newest record that has `name` in them; empty for none."""
 
     @property
     def trouble(self) -> str | None:
@@ -79,7 +86,7 @@ class KmsService(Service):
     """The service. path: the store's file, None under amnesia. make_log: by its name, the keys that signed it, and what
     signs. prefix: of readiness keys. opened: awaited once the log
     is open, before anything is asked of the quorum. now_s: Unix time. announce: topic and body, for the bus (INTEROP
-    §3.1)."""
+    §3.1). spans: of the process, None where nothing is traced."""
 
     def __init__(
         self,
@@ -97,6 +104,7 @@ class KmsService(Service):
         prefix: str = "",
         opened: Callable[[], Awaitable[None]] | None = None,
         announce: Callable[[str, dict[str, Any]], None] = lambda _topic, _body: None,
+        spans: OpenSpans | None = None,
     ) -> None:
         config = wishes()
         self._wishes = wishes
@@ -112,9 +120,10 @@ class KmsService(Service):
         )
         self.guard.on_change = self._tell_change
         self.telemetry = KmsTelemetry(metrics, reactor.seconds, chatty)
+        traces = Spans(spans)
         self._store = KmsStore(path, reactor=reactor, observe=self._observe_store)
         limits = config.limits
-        queue: FairQueue[Any] = FairQueue(capacity=limits.max_inflight_sign, floor=limits.tenant_share_min)
+        self._queue = queue = FairQueue[Any](capacity=limits.max_inflight_sign, floor=limits.tenant_share_min)
         self._lanes = Lanes(reactor, threads=THREADS, queue=queue, metrics=metrics)
         self._verifying = BoundedPool(reactor, name="kms-verify", threads=1, queue_limit=limits.max_inflight_verify)
         self.room = Room(
@@ -125,14 +134,27 @@ class KmsService(Service):
             store=self._store,
             backend=backend,
             lanes=self._lanes,
-            recorder=Recorder(now_s=now_s),
+            recorder=Recorder(now_s=now_s, traces=traces),
             quorum=quorum,
             guard=self.guard,
             telemetry=self.telemetry,
-            attestations=Attestations(backend, self.telemetry),
+            attestations=Attestations(backend, self.telemetry, traces),
+            traces=traces,
         )
+        self._figures = KmsFigures(
+            clock=reactor.seconds,
+            phase=self.room.phase,
+            ttl_ms=lambda: wishes().audit.verify_cache_ttl_ms,
+            known=lambda: self.room.index.size,
+        )
+        self._figures.register(metrics.registry)
+        # told of each key version that has changed
+        self.on_key: Callable[[Kid], None] = lambda _kid: None
         self._custody = Custody(self.room, rates=self._rates(config), verifying=self._verifying)
         self._log_key = LogKey(self.room)
+        self._log_rotation = LogRotation(self._log_key)
+        self._log_sealing = LogSealing(self._log_key, self.guard, wishes)
+        self.rotate_log_key = self._log_rotation.rotate
         self._keys = Keys(self.room, changed=self._changed)
         self._in_force = InForce(self.room, self.guard, wishes)
         self._keeper = Keeper(
@@ -150,6 +172,7 @@ class KmsService(Service):
         )
         # what the audit log knows of the store and the store does not: it is an older copy
         self._rolled_back = self._custody_known = ""
+        self._swept_s = now_s()
         self._begun: Deferred[None] | None = None
         # what was begun, in its order
         self._open: list[Callable[[], Any]] = []
@@ -185,10 +208,20 @@ class KmsService(Service):
         """What takes effect without a restart and is not read at each use."""
         if new.security.sign_rate_limit_rps != old.security.sign_rate_limit_rps:
             self._custody.rates = self._rates(new)
+        self._queue.resize(capacity=new.limits.max_inflight_sign, floor=new.limits.tenant_share_min)
+        self._verifying.resize(new.limits.max_inflight_verify)
         # at once; what is allowed goes on record with the keeper's next round
         self._in_force.look()
 
+    async def _settle_log_key(self) -> None:
+        await self._log_rotation.settle()
+        await self._log_sealing.look()
+
     async def _settle(self) -> None:
+        await self._settle_log_key()
+        if abs(self._now_s() - self._swept_s) > DAY_S:
+            self._swept_s = self._now_s()
+            await self._store.forget_acts(self._swept_s - KEPT_S)
         await self._keys.settle()
         await self._in_force.settle()
 
@@ -202,7 +235,7 @@ class KmsService(Service):
         found = await self._store.load()
         self.room.index.load(found.keys, found.versions)
         self.room.recorder.mark = found.mark
-        await self._store.forget_acts(self._now_s() - ACTS_KEPT_S)
+        await self._store.forget_acts(self._now_s() - KEPT_S)
         self._keeper.start()
         self._open.append(self._keeper.close)
         await self._keeper.open()
@@ -215,6 +248,7 @@ class KmsService(Service):
         self.guard.ok("config_loaded")
         self._in_force.look()
         await self._keeper.first()
+        self._figures.evidence.set(not self.guard.why_not("attestation_ready"))
 
     async def _open_log(self) -> None:
         """With the keys that signed it. Raises `RonError` at a first start without the backend: there is none yet."""
@@ -223,13 +257,20 @@ class KmsService(Service):
                 why = self.guard.why_not("backend_ready")
                 raise unavailable(f"at the first start the backend must be there: {why}", hint="mend it, start again")
             await self._log_key.make()
-        made = self._make_log(self._log_key.origin, self._log_key.key_sets(), self._log_key.sign)
+        made = self._make_log(self._log_key.origin, self._log_key.key_sets(), self._sign_head)
         await made.open()
         self._open.append(made.close)
         self._own_log = self.room.recorder.log = made
         await self._compare()
         if made.writable:
             await self._log_key.settle(self.room.recorder)
+            # what cannot be brought to an end now is in the keeper's next round, which says why not
+            with suppress(RonError):
+                await self._settle_log_key()
+
+    async def _sign_head(self, text: bytes) -> bytes:
+        with self.room.traces.on_its_own("svc.kms.audit.checkpoint", backend=self.room.backend.name):
+            return await self._log_key.sign(text)
 
     async def _end(self) -> None:
         self._keeper.stop()
@@ -287,16 +328,8 @@ class KmsService(Service):
             _log.error("{why}", event="kms_rolled_back", why=why)
 
     def newest(self, name: str) -> Mapping[str, Any]:
-        """What the newest of the log's last records that has `name` in its extras says there; empty for none."""
-        end = self.log.size
-        while end > max(0, self.log.size - LOOKED_BACK):
-            start = max(0, end - PAGE)
-            for leaf in reversed(self.log.entries(start, end - start)):
-                extra = msgspec.json.decode(leaf, type=AuditEntry).extra
-                if name in extra:
-                    return extra
-            end = start
-        return {}
+        """The extras of the log's newest record that has `name` in them; empty for none."""
+        return self.log.newest(name)
 
     # For health
 
@@ -323,12 +356,17 @@ class KmsService(Service):
         if latest is not None and latest.root != self._announced:
             self._announced = latest.root
             ok = not log.checkpoint_failing
+            _log.info("the head of the log is signed", event="audit_checkpoint_ok", records=latest.size)
             self._announce("kms.audit.checkpoint", {"head": latest.root.hex(), "index": latest.size, "ok": ok})
 
     def _observe_store(self, report: BatchReport) -> None:
         self._keeper.observe_store(report)
 
     def _tell_change(self, key: str, trouble: str) -> None:
+        if key == "checkpoint_recent" and trouble:
+            _log.error("{why}", event="audit_checkpoint_failed", why=trouble)
+        if key == "attestation_ready":
+            self._figures.evidence.set(not trouble)
         if trouble:
             _log.warn("{key}: {why}", event="readyz_false", key=key, why=trouble)
         else:
@@ -342,6 +380,13 @@ class KmsService(Service):
         entry = self.room.index.entry(kid)
         self.telemetry.head(kid.at(entry.head))
         self.telemetry.known(kid)
+        self._figures.met(kid.tenant)
+        self.on_key(kid)
+
+    @property
+    def rates(self) -> Rates:
+        """How much may be used a second."""
+        return self._custody.rates
 
     def _rates(self, config: KmsConfig) -> Rates:
         return Rates(float(config.security.sign_rate_limit_rps), now_s=self._reactor.seconds())

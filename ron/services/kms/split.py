@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ron.proto.kms import Alg, Attestation, Kid
+from ron.services.kms.backends import heads
+from ron.services.kms.backends.heads import Counting
 from ron.services.kms.model import WRAPPING
 from ron.services.kms.ports import Backend, Held
 
@@ -61,6 +63,18 @@ class SplitBackend:
     def attest(self, kid: Kid | None) -> Attestation | None:
         """Of a key where it is; as a whole, of the one that wraps."""
         return (self._of(kid) if kid is not None else self._wrapping).attest(kid)
+
+    def head(self) -> tuple[int, bytes]:
+        """Of both, as `heads.joined`."""
+        return heads.joined(one.head() for one in self._counting())
+
+    def check_head(self, counter: int, digest: bytes) -> None:
+        """Raises `RonError` (Conflict) where either is an older copy."""
+        for one in self._counting():
+            one.check_head(counter, digest)
+
+    def _counting(self) -> list[Counting]:
+        return [one for one in (self._signing, self._wrapping) if isinstance(one, Counting)]
 
     def _of(self, kid: Kid) -> Backend:
         return self._wrapping if kid.purpose in WRAPPING else self._signing

@@ -17,15 +17,13 @@ import msgspec
 from blake3 import blake3
 from twisted.internet.defer import Deferred
 
-from ron.kernel.units import DAY_S
 from ron.proto.errors import conflict, unavailable
 from ron.proto.kms import Alg, Kid, parse_kid
+from ron.services.kms.once import KEPT_S
 from ron.services.kms.ports import Half
 from ron.store import BatchReport, GroupCommit, schema_of
 
 DATABASE = "kms.sqlite3"
-# A repetition after so long is taken for a new act.
-ACTS_KEPT_S = 30 * DAY_S
 # Heads that are kept to compare with what the audit log saw last.
 HEADS_KEPT = 4096
 PROBE_BYTES = 1024
@@ -130,6 +128,10 @@ class KmsStore:
         """It could not be made: it never was meant to be, and its op_id (any, without `act`) may be used again."""
         return self._engine.submit(partial(_abandon, kid, act))
 
+    def unmake(self, version: VersionRecord, act: Act | None) -> Deferred[Mark]:
+        """As `abandon`, of one that the backend had made: its number is used up, for no backend makes one twice."""
+        return self._engine.submit(partial(_unmake, version, act))
+
     def known(self, tenant: str, op_id: str) -> Deferred[Act | None]:
         """What was done under this op_id."""
         return self._engine.submit(partial(_known, tenant, op_id))
@@ -177,6 +179,10 @@ def _version(key: str, n: int, state: State, halves: bytes, attestation: str, cr
 
 def _begin(key: KeyRecord, kid: Kid, act: Act | None, connection: sqlite3.Connection) -> Begun:
     known = _known(act.tenant, act.op_id, connection) if act is not None else None
+    if known is not None and act is not None and known.answer is not None and act.at_s - known.at_s > KEPT_S:
+        # as if it had never been: `once.judge` has let this one pass, and nobody has swept since the start
+        connection.execute("DELETE FROM act WHERE tenant = ? AND op_id = ?", (act.tenant, act.op_id))
+        known = None
     if known is not None:
         return Begun(None, known)
     newest = connection.execute("SELECT max(n) FROM version WHERE key = ?", (kid.key,)).fetchone()[0] or 0
@@ -218,11 +224,20 @@ def _abandon(kid: Kid, act: Act | None, connection: sqlite3.Connection) -> Mark:
     row = (kid.key, kid.version)
     connection.execute("DELETE FROM version WHERE key = ? AND n = ? AND state = 'pending'", row)
     connection.execute("DELETE FROM key WHERE key = ? AND key NOT IN (SELECT key FROM version)", (kid.key,))
+    _forget_act(kid, act, connection)
+    return _count_up(connection, "abandon", str(kid))
+
+
+def _unmake(version: VersionRecord, act: Act | None, connection: sqlite3.Connection) -> Mark:
+    _forget_act(version.kid, act, connection)
+    return _finish([version], None, connection)
+
+
+def _forget_act(kid: Kid, act: Act | None, connection: sqlite3.Connection) -> None:
     if act is not None:
         connection.execute("DELETE FROM act WHERE tenant = ? AND op_id = ?", (act.tenant, act.op_id))
     else:
         connection.execute("DELETE FROM act WHERE kid = ? AND answer IS NULL", (str(kid),))
-    return _count_up(connection, "abandon", str(kid))
 
 
 def _known(tenant: str, op_id: str, connection: sqlite3.Connection) -> Act | None:

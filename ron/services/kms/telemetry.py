@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from ron.kernel import Metrics
 from ron.kernel.logs import kid_hash as hashed
+from ron.kernel.tally import Tally, TimeTally
 from ron.proto.errors import RonError
 from ron.proto.kms import Alg, Kid
 
@@ -24,6 +25,7 @@ _MANY_KEYS = 256
 # Post-quantum halves take the time of an operation that has both.
 _SLOWEST = (Alg.ML_DSA, Alg.ML_KEM, Alg.ED25519, Alg.X25519)
 _log = Logger(namespace="ron.kms")
+_Good = tuple[tuple[Tally, ...], TimeTally]
 
 
 class KmsTelemetry:
@@ -38,8 +40,9 @@ class KmsTelemetry:
         self._make_policy(metrics)
         # operations so far
         self.total = 0
-        self._counted: dict[tuple[str, str, str], Any] = {}
-        self._timed: dict[tuple[str, str], Any] = {}
+        self._counted: dict[tuple[str, str, str], Tally] = {}
+        self._good: dict[tuple[str, tuple[Alg, ...]], _Good] = {}
+        self._states: dict[str, str] = {}
 
     def _make_operations(self, metrics: Metrics) -> None:
         registry = metrics.registry
@@ -69,15 +72,27 @@ class KmsTelemetry:
 
     def _make_policy(self, metrics: Metrics) -> None:
         registry = metrics.registry
+        self.policy_rejects = Counter(
+            "kms_policy_rejects_total", "Refusals that a policy is the reason of", ["reason"], registry=registry
+        )
+        for reason in _POLICY:
+            self.policy_rejects.labels(reason)
         self.pq_mode = Gauge("kms_pq_mode", "1 for the configured verify mode", ["mode"], registry=registry)
         self.rollout = Gauge("kms_pq_rollout_percent", "Tenants in the rollout", registry=registry)
         self.cache_age = Gauge("kms_verify_cache_age_ms", "Age of what verifying stands on", registry=registry)
         self.cache_hits = Counter(
             "kms_verify_cache_hits_total", "Was the key known without asking?", ["hit"], registry=registry
         )
+        for hit in ("true", "false"):
+            self.cache_hits.labels(hit)
         self.cache_expired = Counter(
             "verify_cache_expired_total", "Verifications with what is older than it may be", registry=registry
         )
+
+    @property
+    def chatty(self) -> bool:
+        """Does the log take single operations, too?"""
+        return self._chatty()
 
     def begin(self) -> float:
         """When an operation began."""
@@ -86,12 +101,11 @@ class KmsTelemetry:
     def done(self, op: str, algs: Sequence[Alg], began_s: float, kid: Kid | None = None, **more: Any) -> None:
         """It went well."""
         took_s = self._clock() - began_s
-        for alg in algs or (_NO_ALG,):
-            self._count(op, str(alg), "ok")
-        slowest = next((alg for alg in _SLOWEST if alg in algs), _NO_ALG)
-        timer = self._timed.get((op, slowest))
-        if timer is None:
-            timer = self._timed[op, slowest] = self.latency.labels(op, slowest)
+        known = (op, tuple(algs))
+        counters, timer = self._good.get(known) or self._make_good(*known)
+        self.total += len(counters)
+        for counter in counters:
+            counter.inc()
         timer.observe(took_s)
         if self._chatty() or op not in {"sign", "verify", "wrap", "unwrap"}:
             self._log(f"{op}_result", kid, result="ok", alg="+".join(algs), latency_ms=_ms(took_s), **more)
@@ -101,6 +115,12 @@ class KmsTelemetry:
         self._count(op, kid.alg if kid is not None else _NO_ALG, "err")
         reason = reason_of(error)
         self.rejects.labels(reason).inc()
+        if reason in _POLICY:
+            self.policy_rejects.labels(reason).inc()
+        if reason == "verify_cache_expired":
+            self.cache_expired.inc()
+        elif reason == "not_found" and op == "verify":
+            self.cache_hits.labels("false").inc()
         if self._chatty():
             took_ms = _ms(self._clock() - began_s)
             self._log(f"{op}_result", kid, result="err", reason=reason, latency_ms=took_ms, **more)
@@ -137,17 +157,35 @@ class KmsTelemetry:
         """Is it there? state: connected, connecting or error."""
         for one in ("connected", "connecting", "error"):
             self.backend_up.labels(name, one).set(one == state)
+        if state == "connecting" or state == self._states.get(name):
+            # it tries again and again: the log has what came of it, once
+            return
+        self._states[name] = state
+        if state == "connected":
+            _log.info("{backend} is there", event="backend_session_up", backend=name)
+        else:
+            _log.warn("{backend} is away", event="backend_session_down", backend=name)
+
+    def _make_good(self, op: str, algs: tuple[Alg, ...]) -> _Good:
+        """What counts such operations; there are only so many kinds."""
+        slowest = next((alg for alg in _SLOWEST if alg in algs), _NO_ALG)
+        tallies, timed = self.shared.tallies, self.latency.labels(op, slowest)
+        counters = tuple(tallies.of(self.ops.labels(op, str(alg), "ok")) for alg in algs or (_NO_ALG,))
+        made = self._good[op, algs] = (counters, tallies.timing(timed))
+        return made
 
     def _count(self, op: str, alg: str, result: str) -> None:
         self.total += 1
         counter = self._counted.get((op, alg, result))
         if counter is None:
-            counter = self._counted[op, alg, result] = self.ops.labels(op, alg, result)
+            counter = self._counted[op, alg, result] = self.shared.tallies.of(self.ops.labels(op, alg, result))
         counter.inc()
 
     def _log(self, event: str, kid: Kid | None, **more: Any) -> None:
-        about = {} if kid is None else {"tenant": kid.tenant, "kid": str(kid), "kid_version": kid.version}
-        _log.info("{event}", event=event, **about, **more)
+        about: dict[str, Any] = {} if kid is None else {"tenant": kid.tenant, "kid": str(kid)}
+        if kid is not None and kid.version:
+            about["kid_version"] = kid.version
+        _log.info("{event}", event=event, **{**about, **more})
 
 
 def kid_hash(kid: Kid) -> str:
@@ -163,7 +201,11 @@ def reason_of(error: BaseException) -> str:
     return _BY_CODE.get(error.code.value, "other") if isinstance(error, RonError) else "internal"
 
 
-_REASONS = frozenset({"pq_policy", "backpressure", "tenant_share", "rate", "attest_missing", "frozen", "clock_skew"})
+_REASONS = frozenset(
+    "pq_policy backpressure tenant_share rate attest_missing frozen clock_skew verify_cache_expired".split()  # noqa: SIM905
+)
+# Of these the ones that are neither a caller's mistake nor an outage.
+_POLICY = ("pq_policy", "attest_missing", "frozen")
 _BY_CODE = {
     "NoCapability": "unauth",
     "NotFound": "not_found",

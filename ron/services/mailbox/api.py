@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -97,7 +98,7 @@ def endpoints(mailbox: MailboxService) -> list[Endpoint]:
         return AckAnswer(acked=True, duplicate=acked.duplicate)
 
     def endpoint(
-        path: str, scope: str, body: type[msgspec.Struct], handler: Callable[..., object], **more: bool
+        path: str, scope: str, body: type[msgspec.Struct], handler: Callable[..., object], **more: Any
     ) -> Endpoint:
         return Endpoint(
             method="POST",

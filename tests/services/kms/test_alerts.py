@@ -15,8 +15,10 @@ from typing import Any
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
+from ron.auth.ceilings import Ceiling, CeilingFigures
 from ron.kernel.config import convert
 from ron.services.kms.config import KmsConfig
+from ron.services.kms.governance.meters import GovernanceMeters
 from tests.services.kms.world import B3, UNKNOWN, World
 from tests.test_prometheus import PROMETHEUS, ROOT, metric_names, promtool, sample_names
 
@@ -148,6 +150,10 @@ class AsItRuns(World):
     async def setUp(self) -> None:
         await super().setUp()
         self.metrics.follow_health(self.health)
+        meters = GovernanceMeters(self.metrics)
+        meters.watch(list, lambda: 0.0)
+        meters.watch_disputes(list, lambda: 0.0)
+        CeilingFigures(Ceiling(), list, lambda: 0.0).register(self.metrics.registry)
         kid, kem = await self.create("hybrid"), await self.create("hybrid", purpose="kem")
         sigs = (await self.sign(kid))["sigs"]
         await self.verify(sigs, kid)
@@ -247,5 +253,6 @@ class AsItRuns(World):
         found: dict[str, set[str]] = {}
         for collector in list(self.metrics.registry._collector_to_names):
             for family in getattr(collector, "describe", lambda: ())() or collector.collect():
-                found.setdefault(family.name, set()).update(getattr(collector, "_labelnames", ()))
+                labels = found.setdefault(family.name, set())
+                labels.update(getattr(collector, "_labelnames", ()), *(sample.labels for sample in family.samples))
         return found

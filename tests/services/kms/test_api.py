@@ -91,6 +91,26 @@ class Bad(World):
         ):
             self.assertIn("unknown field", await self.refused(400, "BadRequest", "POST", "/sign", body))
 
+    async def test_names_that_are_there_twice(self) -> None:
+        """Another reader on the way might have taken the other one for what is asked."""
+        kid = await self.create()
+        sign = f'"kid_or_set": {{"kid": "{kid}"}}, "payload_b3": "{B3}"'
+        for body, name in (
+            (f'{{{sign}, "payload_b3": "{B3}"}}', "payload_b3"),
+            (f'{{{sign}, "\\u0070ayload_b3": "{B3}"}}', "payload_b3"),
+            (f'{{{sign}, "policy": {{"produce_hybrid": true, "produce_hybrid": false}}}}', "produce_hybrid"),
+            (f'{{"kid_or_set": {{"kid": "{UNKNOWN}", "kid": "{kid}"}}, "payload_b3": "{B3}"}}', "kid"),
+        ):
+            message = await self.refused(400, "BadRequest", "POST", "/sign", body.encode())
+            self.assertIn(f"{name} twice", message)
+        key = '"tenant": "core", "purpose": "audit", "alg": "hybrid"'
+        for body in (
+            f'{{{key}, "policy_hints": {{"a": {{"b": 1, "b": 2}}}}}}',
+            f'{{{key}, "tenant": "acme"}}',
+        ):
+            self.assertIn("twice", await self.refused(400, "BadRequest", "POST", "/keys", body.encode()))
+        self.assertEqual(len((await self.done("GET", "/keys?tenant=core"))["keys"]), 1)
+
     async def test_what_a_payloads_hash_is_not(self) -> None:
         kid = await self.create()
         for text in ("", "7f" * 31, "7f" * 33, "7F" * 32, "zz" * 32, "7f" * 32 + "\n", "0x" + "7f" * 31, 5, None):

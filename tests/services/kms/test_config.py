@@ -25,7 +25,7 @@ KEYS = keys_of(KmsDaemonConfig)
 # a value other than the default, as text, for each key that has a variable
 OTHER: dict[str, str] = {
     "bind_addr": "127.0.0.1:7441", "metrics_addr": "127.0.0.1:7442", "grpc_addr": "127.0.0.1:9445", "max_conns": "2048",
-    "oap_addr": "127.0.0.1:9447",
+    "oap_addr": "127.0.0.1:9447", "workers": "2",
     "read_timeout": "250ms", "write_timeout": "7s", "idle_timeout": "1m", "limits.max_body_bytes": "2MiB",
     "limits.decompress_ratio_cap": "3", "limits.max_inflight_sign": "64", "limits.max_inflight_verify": "65",
     "limits.tenant_share_min": "0.1", "limits.verify_cache_max": "9", "tls.enabled": "0", "tls.cert_path": "a.crt",

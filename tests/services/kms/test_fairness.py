@@ -59,6 +59,19 @@ class Room(Case):
         except Refused:
             return count
 
+    def test_another_size(self) -> None:
+        """What waits already goes on waiting."""
+        queue: FairQueue[int] = FairQueue(capacity=4, floor=0.0)
+        for number in range(3):
+            queue.put(f"t{number}", number)
+        queue.resize(capacity=2, floor=0.5)
+        with self.assertRaises(Refused):
+            queue.put("late", 9)
+        self.assertEqual(len(queue), 3)
+        queue.resize(capacity=8, floor=0.5)
+        queue.put("late", 9)
+        self.assertEqual(len(queue), 4)
+
     def test_one_that_floods_leaves_room(self) -> None:
         queue: FairQueue[int] = FairQueue()
         self.assertEqual(self.fill(queue, "greedy"), 240)

@@ -269,6 +269,7 @@ class Memory(World):
         await self.until(lambda: "verify_cache_ok" in self.health.snapshot().missing, "the hard limit")
         body = {"payload_b3": B3, "sigs": sigs, "kid_or_set": {"kid": kid}}
         await self.refused(503, "StoreUnavailable", "POST", "/verify", body)
+        self.assertEqual(self.value("verify_cache_expired_total"), 1)
         self.backend.away = False
         await self.until(lambda: self.health.snapshot().ready and not self.health.snapshot().degraded, "all to be well")
         self.assertNotIn("cache_age_ms", await self.done("POST", "/verify", body))

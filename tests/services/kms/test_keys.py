@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred, gatherResults
 
 from ron.crypto.notes import open_by
+from ron.kernel.config import convert
+from ron.kernel.units import DAY_S
 from ron.proto.errors import RonError, unavailable
+from ron.services.kms.acts import Acts
+from ron.services.kms.config import KmsConfig
 from ron.services.kms.ports import AuditEntry
 from ron.store import BatchReport
 from tests.services.kms.world import B3, World, at, bare, op_id
@@ -55,6 +59,36 @@ class Destroying(World):
         await self.until(lambda: "backend_ready" in self.health.snapshot().degraded, "the outage")
         await self.refused(503, "StoreUnavailable", "DELETE", at(kid), {"proposal": "p"})
         self.assertIn("p", self.votes.allowed)
+
+
+class Bounded(World):
+    """`limits.verify_cache_max`: public halves are never forgotten, so there are no more than fit."""
+
+    sections: ClassVar[dict[str, Any]] = {"limits": {"verify_cache_max": 3}}
+
+    async def test_no_more_than_fit(self) -> None:
+        # the key of the log is one of them
+        kid, body = await self.create(), {"tenant": "core", "purpose": "audit", "alg": "ed25519", "op_id": op_id(1)}
+        await self.create()
+        self.assertEqual(self.value("kms_verify_cache_size"), 3)
+        self.assertIn("3 key versions", await self.refused(503, "StoreUnavailable", "POST", "/keys", body))
+        await self.refused(503, "StoreUnavailable", "POST", at(bare(kid)) + "/rotate")
+        self.assertTrue((await self.verify((await self.sign(kid))["sigs"], kid))["ok"])
+        self.assertEqual(len((await self.done("GET", "/keys?tenant=core"))["keys"]), 2)
+        self.wishes = convert({"limits": {"verify_cache_max": 4}}, KmsConfig)
+        await self.done("POST", "/keys", body)
+        self.assertEqual(self.value("kms_verify_cache_size"), 4)
+
+
+class LongAgo(World):
+    async def test_the_same_answer_after_a_fortnight(self) -> None:
+        body = {"tenant": "core", "purpose": "audit", "alg": "ed25519", "op_id": op_id(1)}
+        made = await self.done("POST", "/keys", body)
+        # not out of what this process remembers
+        self.service._keys._acts = Acts()
+        self.ahead_s = 14 * DAY_S
+        self.assertEqual(await self.done("POST", "/keys", body), made)
+        await self.refused(409, "Conflict", "POST", "/keys", {**body, "purpose": "other"})
 
 
 class Freezing(World):
@@ -125,9 +159,17 @@ class Trouble(World):
 
     async def test_no_record_no_version(self) -> None:
         kid = await self.create()
+        log: Any = self.service.log
+        append = log.append
         self.fails("rotate")
-        await self.refused(503, "StoreUnavailable", "POST", at(bare(kid)) + "/rotate")
+        body = {"op_id": op_id(1)}
+        await self.refused(503, "StoreUnavailable", "POST", at(bare(kid)) + "/rotate", body)
         self.assertEqual((await self.sign(bare(kid)))["kid"], kid)
+        # its number is used up; the same op_id is not
+        self.patch(log, "append", append)
+        again = await self.done("POST", at(bare(kid)) + "/rotate", body)
+        self.assertEqual(again["kid"], f"{bare(kid)}#v3")
+        self.assertEqual((await self.sign(bare(kid)))["kid"], again["kid"])
 
 
 class Killed(World):

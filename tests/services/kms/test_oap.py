@@ -149,6 +149,14 @@ class Bad(Oap):
                 message = await self.turned_away(self.call(call, {**body, **more}), 400, "BadRequest")
                 self.assertIn("unknown field", message, call)
 
+    async def test_names_that_are_there_twice(self) -> None:
+        for call in BODIES:
+            twice = b'{"kid": "a", "kid": "b", "op_id": null, "op_id": null}'
+            await self.turned_away(self.call(call, twice), 400, "BadRequest")
+        text = json.dumps({"kid_or_set": {"kid": UNKNOWN}, "payload_b3": B3})[:-1] + f', "payload_b3": "{B3}"}}'
+        message = await self.turned_away(self.call(KmsCall.SIGN, text.encode()), 400, "BadRequest")
+        self.assertIn("payload_b3 twice", message)
+
     async def test_keys_nobody_has(self) -> None:
         for call in (KmsCall.SIGN, KmsCall.VERIFY, KmsCall.WRAP, KmsCall.ROTATE, KmsCall.GET_KEY, KmsCall.ATTEST):
             await self.turned_away(self.call(call, BODIES[call]), 404, "NotFound")

@@ -11,10 +11,13 @@ from typing import Any, cast
 
 import yaml
 from jsonschema import Draft202012Validator
+from nacl.signing import SigningKey
 from twisted.trial.unittest import SynchronousTestCase
 
+from ron.crypto.notes import Kind, cosignature, note_key, parse_note
 from ron.services.kms import api
 from ron.services.kms.openapi import served, text
+from ron.services.kms.ports import Checkpoint
 from tests.services.kms.world import B3, UNKNOWN, World, at, bare, op_id
 
 FILE = Path(__file__).parents[3] / "docs" / "openapi" / "ron-kms.yaml"
@@ -36,6 +39,13 @@ def closed() -> dict[str, Any]:
         if "properties" in schema:
             schema["additionalProperties"] = False
     return components
+
+
+def cosigned(checkpoint: Checkpoint) -> bytes:
+    """A witness's line."""
+    secret = SigningKey(b"w" * 32)
+    key = note_key("witness.example/w", Kind.COSIGNATURE, bytes(secret.verify_key))
+    return cosignature(parse_note(checkpoint.note).text, key, lambda text: secret.sign(text).signature, 7)
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
@@ -99,7 +109,8 @@ class Answers(World):
         kem = await self.create("hybrid", purpose="kem")
         sigs = (await self.sign(kid))["sigs"]
         wrapped = await self.done("POST", "/wrap", {"kid": kem, "size": 32})
-        await self.service.log.checkpoint()
+        checkpoint = await self.service.log.checkpoint()
+        self.service.log.cosigned(checkpoint, [cosigned(checkpoint)])  # type: ignore[attr-defined]
         self.votes.allowed["p"] = ("destroy_key", "tenant:core", {"kid": kid})
         self.backend.evidence = "cXVvdGU="
         key = base64.b64encode(bytes(32)).decode()
@@ -119,6 +130,8 @@ class Answers(World):
             ("POST", "/unwrap", "/unwrap", {"kid": bare(kem), "wrapped_b64": wrapped["wrapped_b64"]}),
             ("GET", "/attest", f"/attest?kid={at(kid).removeprefix('/keys/')}", None),
             ("GET", "/audit/checkpoint", "/audit/checkpoint", None),
+            ("GET", "/audit/witnessed", "/audit/witnessed", None),
+            ("POST", "/audit/rotate-key", "/audit/rotate-key", {"op_id": op_id(3)}),
             ("GET", "/audit/entries", "/audit/entries?count=3", None),
             ("GET", "/audit/proof", "/audit/proof?index=0", None),
             ("GET", "/audit/proof", "/audit/proof?old=1", None),

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from ron.proto.errors import ErrorCode, RonError
 from ron.proto.kms import Alg, Kid
 from ron.services.kms.index import KeyIndex
+from ron.services.kms.once import KEPT_S
 from ron.services.kms.ports import Half
 from ron.services.kms.store import HEADS_KEPT, NOTHING, Act, KeyRecord, KmsStore, VersionRecord
 from tests.services.kms.world import op_id
@@ -111,6 +112,19 @@ class Store(TestCase):
         self.assertIsNone(await self.store.known("core", op_id(1)))
         self.assertEqual(await self.store.known("core", op_id(2)), open_act)
         await self.store.probe()
+
+    async def test_an_op_id_of_long_ago_is_free_again(self) -> None:
+        """Also where nobody has swept since: a daemon may run for months."""
+        act = Act("core", op_id(1), b"d" * 32, str(KID.at(1)), b"{}", 1.0)
+        await self.store.begin(KEY, KID.at(1), act)
+        another = act._replace(digest=b"e" * 32, answer=None, at_s=1.0 + KEPT_S)
+        self.assertEqual((await self.store.begin(KEY, KID.at(2), another)).act, act)
+        another = another._replace(at_s=1.5 + KEPT_S)
+        self.assertIsNone((await self.store.begin(KEY, KID.at(2), another)).act)
+        self.assertEqual(await self.store.known("core", op_id(1)), another)
+        # one that was never answered is not given up, however old it is
+        third = another._replace(at_s=another.at_s + 2 * KEPT_S)
+        self.assertEqual((await self.store.begin(KEY, KID.at(3), third)).act, another)
 
     async def test_a_damaged_row(self) -> None:
         await self.store.begin(KEY, KID.at(1), None)

@@ -15,10 +15,12 @@ from typing import Any
 
 from twisted.logger import globalLogPublisher
 
+from ron.kernel.config import convert
 from ron.kernel.logs import JsonLogObserver, kid_hash
 from ron.proto.kms import parse_kid
+from ron.services.kms.config import KmsConfig
 from ron.services.kms.telemetry import KmsTelemetry
-from tests.services.kms.world import B3, UNKNOWN, World, at, bare
+from tests.services.kms.world import B3, UNKNOWN, World, at, bare, op_id
 
 ROOT = Path(__file__).resolve().parents[3]
 # OBSERVABILITY §1, and what else is counted under its names. A counter without its `_total`.
@@ -49,6 +51,12 @@ METRICS = {
     "kms_verify_cache_hits",
     "kms_keys_total",
     "kms_key_version_head",
+    "kms_pq_phase",
+    "kms_policy_rejects",
+    "kms_attestation_ready_seconds",
+    "kms_config_verify_cache_ttl_ms",
+    "kms_verify_cache_size",
+    "verify_cache_expired",
 }
 # Of every line of an operation (OBSERVABILITY §3.1)
 FIELDS = {"ts", "level", "service", "event", "message", "corr_id", "tenant", "kid_hash", "kid_version", "result"}
@@ -137,6 +145,64 @@ class Smoke(World):
         self.assertLessEqual(FIELDS, set(bad))
         self.assertEqual((bad["result"], bad["reason"]), ("err", "not_found"))
 
+    async def test_who_asked_for_what_and_where(self) -> None:
+        """OBSERVABILITY §3.1: on every line of a request; a path has its key's name cut out."""
+        kid, _kem, _secrets = await self._everything()
+        routes = {
+            "sign": "/v1/kms/sign", "create": "/v1/kms/keys", "rotate": "/v1/kms/keys/<kid>/rotate",
+            "verify": "/v1/kms/verify",
+        }  # fmt: skip
+        for op, route in routes.items():
+            for one in self._events(f"{op}_request", f"{op}_result"):
+                self.assertEqual((one["route"], one["request_id"]), (route, one["corr_id"]))
+                self.assertIn("peer_addr", one)
+        await self.done("GET", at(kid))
+
+    async def test_keys_that_are_made_say_of_what(self) -> None:
+        kid, _kem, _secrets = await self._everything()
+        made = self._events("create_result")[0]
+        self.assertEqual((made["alg"], made["kid_version"]), ("ed25519+ml-dsa", 1))
+        self.assertEqual(made["kid_hash"], kid_hash(kid))
+        turned = self._events("rotate_result")[0]
+        self.assertEqual((turned["alg"], turned["kid_version"]), ("ed25519+ml-dsa", 2))
+        self.assertNotIn("kid_version", self._events("create_request")[0])
+        shown = self.metrics.render().decode()
+        self.assertIn('kms_ops_total{alg="ml-dsa",op="create",result="ok"} 1.0', shown)
+        self.assertNotIn('kms_ops_total{alg="-",op="create"', shown)
+
+    async def test_a_key_that_is_not_known_is_a_miss(self) -> None:
+        _kid, _kem, secrets = await self._everything()
+        sigs = [{"alg": "ed25519", "signature_b64": secrets[0]}]
+        body = {"kid_or_set": {"kid": UNKNOWN}, "payload_b3": B3, "sigs": sigs}
+        hits = self.value("kms_verify_cache_hits_total", hit="true")
+        await self.refused(404, "NotFound", "POST", "/verify", body)
+        self.assertEqual(self.value("kms_verify_cache_hits_total", hit="false"), 1)
+        self.assertEqual(self.value("kms_verify_cache_hits_total", hit="true"), hits)
+
+    async def test_an_op_id_is_told(self) -> None:
+        await self.create(op_id=op_id(7))
+        for one in self._events("create_request", "create_result"):
+            self.assertEqual(one["op_id"], op_id(7))
+
+    async def test_what_stands_for_an_input(self) -> None:
+        """By `observability.redact_level`, from the next request on."""
+        kid = await self.create()
+        for level, fields in (("hashes", {"input_bytes", "payload_b3"}), ("lengths", {"input_bytes"}), ("none", set())):
+            self.written.truncate(0)
+            self.written.seek(0)
+            self.wishes = convert({"observability": {"redact_level": level}}, KmsConfig)
+            await self.sign(kid)
+            (asked,) = self._events("sign_request")
+            self.assertEqual({"input_bytes", "payload_b3"} & set(asked), fields, level)
+            if "payload_b3" in fields:
+                self.assertEqual(asked["payload_b3"], B3)
+
+    async def test_a_version_that_nobody_named_is_told(self) -> None:
+        kid = await self.create()
+        await self.sign(bare(kid))
+        self.assertNotIn("kid_version", self._events("sign_request")[0])
+        self.assertEqual(self._events("sign_result")[0]["kid_version"], 1)
+
     async def test_every_operation_has_its_event(self) -> None:
         await self._everything()
         events = {one["event"] for one in self._lines()}
@@ -148,7 +214,7 @@ class Smoke(World):
         written = self.written.getvalue()
         self.assertGreater(written.count("\n"), 10)
         names = [kid, bare(kid), kem, bare(kem), UNKNOWN, parse_kid(kid).uuid, parse_kid(kem).uuid]
-        for text in (*names, *secrets, B3, str(self.token), SECRET):
+        for text in (*names, *secrets, str(self.token), SECRET):
             self.assertNotIn(text, written)
         for one in self._lines():
             self.assertFalse({"kid", "payload", "payload_b64", "capability", "plaintext_key_b64"} & set(one), one)
@@ -165,6 +231,22 @@ class Smoke(World):
         await self.until(lambda: not self.health.snapshot().degraded, "the backend to be back")
         told = [(one["event"], one["key"]) for one in self._lines() if one["event"].startswith("readyz_")]
         self.assertEqual(told[-2:], [("readyz_false", "backend_ready"), ("readyz_true", "backend_ready")])
+
+    async def test_the_backend_comes_and_goes_once(self) -> None:
+        self.backend.away = True
+        await self.until(lambda: self._events("backend_session_down"), "the outage to be told")
+        self.backend.away = False
+        await self.until(lambda: not self.health.snapshot().degraded, "the backend to be back")
+        told = [one["event"] for one in self._lines() if one["event"].startswith("backend_session_")]
+        self.assertEqual(told, ["backend_session_up", "backend_session_down", "backend_session_up"])
+
+    async def test_a_signed_head_is_told(self) -> None:
+        await self.create()
+        await self.service.log.checkpoint()
+        await self.until(lambda: self._events("audit_checkpoint_ok"), "the head to be told")
+
+    def _events(self, *names: str) -> list[dict[str, Any]]:
+        return [one for one in self._lines() if one["event"] in names]
 
     def _lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.written.getvalue().splitlines()]

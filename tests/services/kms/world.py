@@ -23,12 +23,15 @@ from ron.crypto.notes import KeySet
 from ron.crypto.sealing import ScryptCost
 from ron.kernel import HealthState, Metrics
 from ron.kernel.config import convert
+from ron.kernel.openspans import OpenSpans
+from ron.kernel.tracing import Tracing
 from ron.proto.errors import ErrorCode, RonError, unavailable
 from ron.proto.kms import Alg, Attestation, Kid
 from ron.services.kms import openapi
 from ron.services.kms.api import endpoints
 from ron.services.kms.audit import DiskShelf, MemoryShelf, Meters, Settings, TransparencyLog
 from ron.services.kms.backends.file import FileBackend
+from ron.services.kms.backends.heads import Counting
 from ron.services.kms.backends.inmem import InMemoryBackend
 from ron.services.kms.backends.unlocking import ByPassphrase
 from ron.services.kms.config import KmsConfig
@@ -45,11 +48,12 @@ UNKNOWN = "core/audit/ed25519/00000000-0000-4000-8000-00000000ffff#v1"
 class Faulty:
     """A real backend that can be away, slow to come to an end, or give evidence."""
 
-    quick = True
-
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
         self.name = inner.name
+        self.quick = inner.quick
+        if isinstance(inner, Counting):
+            self.head, self.check_head = inner.head, inner.check_head
         self.away = False
         self.evidence: str | None = None
         self.signed: list[tuple[Kid, Alg, bytes]] = []
@@ -94,13 +98,6 @@ class Faulty:
         self._check()
         return Attestation(class_="test-device", evidence=self.evidence) if self.evidence else self.inner.attest(kid)
 
-    def head(self) -> tuple[int, bytes]:
-        return self.inner.head() if isinstance(self.inner, FileBackend) else (0, b"")
-
-    def check_head(self, counter: int, digest: bytes) -> None:
-        if isinstance(self.inner, FileBackend):
-            self.inner.check_head(counter, digest)
-
 
 class Votes:
     """A quorum that has decided. allowed: (action, scope, change) that may be done, by proposal."""
@@ -140,6 +137,8 @@ class World(TestCase):
     timeout = 60
     sections: ClassVar[dict[str, Any]] = {}
     on_disk = False
+    tracing: Tracing | None = None
+    spans: OpenSpans | None = None
 
     async def setUp(self) -> None:
         self.home = _made(self.mktemp())
@@ -165,9 +164,12 @@ class World(TestCase):
             health=self.health,
             metrics=self.metrics,
             now_s=lambda: time.time() + self.ahead_s,
+            spans=self.spans,
         )
         self.authority = Authority(self.keys, audience="ron-node", now=time.time)
-        edge = Edge(authority=self.authority, metrics=self.metrics, reactor=reactor)
+        edge = Edge(
+            authority=self.authority, metrics=self.metrics, reactor=reactor, tracer=self.tracing, spans=self.spans
+        )
         self.site = make_site(edge, endpoints(self.service, openapi.served), body_limit=1024 * 1024)
         self.token: str | None = self.bearer(("scope", "*"))
         self.service.startService()
@@ -209,9 +211,12 @@ class World(TestCase):
     def bearer(self, *caveats: tuple[str, str]) -> str:
         return self.authority.mint(Caveat(*caveat) for caveat in caveats)
 
-    async def ask(self, method: str, path: str, body: Any = None, *, prefix: str = "/v1/kms") -> Answer:
-        """body: what JSON can say, or the bytes themselves."""
+    async def ask(
+        self, method: str, path: str, body: Any = None, *, prefix: str = "/v1/kms", more: Mapping[str, str] = {}
+    ) -> Answer:
+        """body: what JSON can say, or the bytes themselves. more: headers."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token is not None else {}
+        headers |= more
         raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         channel, transport = self.site.buildProtocol(None), StringTransport()
         channel.makeConnection(transport)

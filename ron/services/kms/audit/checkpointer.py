@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ron.crypto.notes import BadNoteError, Head, KeySet, open_by, parse_note, with_signatures
+from ron.crypto.notes import BadNoteError, Head, KeySet, open_by, parse_head, parse_note, with_signatures
 from ron.kernel.aio import occurred, within
 from ron.proto.errors import RonError, unavailable
 from ron.services.kms.audit.checkpoints import Anchor, anchor_of, kept
@@ -31,7 +31,8 @@ _log = Logger(namespace="ron.kms.audit")
 
 
 class Checkpointer:
-    """head: the size and root that are on disk. keys[0] belong to `sign`. latest: the newest, with its cosignatures."""
+    """head: the size and root that are on disk. keys[0] belong to `sign`. latest: the newest, with its cosignatures;
+    witnessed: the newest that has some. watchers: told of each that is made."""
 
     def __init__(
         self,
@@ -49,6 +50,8 @@ class Checkpointer:
         deadline_s: float,
     ) -> None:
         self.latest: Checkpoint | None = None
+        self.witnessed: Checkpoint | None = None
+        self.watchers: list[Callable[[Checkpoint], None]] = []
         self.keys = list(keys)
         self.failing = False
         self._origin = origin
@@ -70,14 +73,17 @@ class Checkpointer:
         self._running = False
         self._begun = False
 
-    def begin(self, latest: Checkpoint | None, number: int) -> None:
-        """`latest` is the newest there is, the `number`th."""
+    def begin(self, latest: Checkpoint | None, number: int, root: Callable[[int], bytes]) -> str | None:
+        """`latest` is the newest there is, the `number`th. root: of the first so many records. What is wrong, by what
+        witnesses have signed; None for nothing."""
         self.latest, self._number = latest, number
         self._signed_size = latest.size if latest is not None else -1
-        if latest is not None:
-            self.latest = latest._replace(note=self._cosigned_before(latest.note))
+        trouble = self._recall(root)
+        if latest is not None and self.witnessed is not None and self.witnessed.size == latest.size:
+            self.latest = self.witnessed
         self._begun = True
         self._show_keys()
+        return trouble
 
     def start(self) -> None:
         """Make them from now on; at once, if there is what none covers."""
@@ -123,11 +129,15 @@ class Checkpointer:
         since_s = self._uncovered_since_s
         return 0.0 if since_s is None else float(self._reactor.seconds() - since_s)
 
-    def cosigned(self, lines: Sequence[bytes]) -> None:
+    def cosigned(self, checkpoint: Checkpoint, lines: Sequence[bytes], enough: int) -> None:
         """See `TransparencyLog.cosigned`."""
-        if self.latest is not None:
-            self.latest = self.latest._replace(note=with_signatures(self.latest.note, lines))
-            self._keep("cosigned.note", self.latest.note)
+        known = [one for one in (self.witnessed, self.latest) if one is not None and one.size == checkpoint.size]
+        made = checkpoint._replace(note=with_signatures((known or [checkpoint])[0].note, lines))
+        if self.latest is not None and self.latest.size == made.size:
+            self.latest = made
+        if self.witnessed is None or self._replaces(made, self.witnessed, enough):
+            self.witnessed = made
+            self._keep("cosigned.note", made.note)
 
     def make(self) -> Deferred[Checkpoint]:
         """One of the head as it is on disk. Fails with `RonError` (StoreUnavailable)."""
@@ -138,15 +148,33 @@ class Checkpointer:
         sets = ("".join(f"{key.vkey()}\n" for key in keys) for keys in self.keys)
         self._keep("log.vkeys", "\n".join(sets).encode())
 
-    def _cosigned_before(self, note: bytes) -> bytes:
-        """The same checkpoint with the cosignatures that were kept, as far as they are of it."""
-        cosigned = self._shelf.kept("cosigned.note")
+    def _replaces(self, made: Checkpoint, before: Checkpoint, enough: int) -> bool:
+        return made.size >= before.size and self._cosignatures(made) >= min(enough, self._cosignatures(before))
+
+    def _cosignatures(self, checkpoint: Checkpoint) -> int:
+        """Of others than the log itself."""
+        return len({one.name for one in parse_note(checkpoint.note).signatures} - {self._origin})
+
+    def _recall(self, root: Callable[[int], bytes]) -> str | None:
+        """The checkpoint that was kept with its cosignatures, if it is one of this log's; else why the log is not what
+        its own keys have signed once. One that cannot be read says nothing: witnesses are asked again."""
+        note = self._shelf.kept("cosigned.note")
+        if note is None:
+            return None
         try:
-            if cosigned is not None and parse_note(cosigned).text == parse_note(note).text:
-                return with_signatures(note, [one.line() for one in parse_note(cosigned).signatures])
+            head = parse_head(open_by(note, self.keys)[0])
         except BadNoteError as error:
             _log.warn("the cosignatures that were kept: {why}", event="audit_cosignatures_lost", why=str(error))
-        return note
+            return None
+        if head.origin != self._origin:
+            return None
+        size = self._head()[0]
+        if head.size > size:
+            return f"witnesses have signed for {head.size} records, there are {size}"
+        if root(head.size) != head.root:
+            return f"the first {head.size} records are not those that witnesses have signed for"
+        self.witnessed = Checkpoint(head.size, head.root, note)
+        return None
 
     def _keep(self, name: Aside, content: bytes) -> None:
         def failed(failure: Failure) -> None:
@@ -218,6 +246,14 @@ class Checkpointer:
         self._uncovered_since_s = since_s if self._head()[0] > size else None
         head = root.hex()
         _log.info("checkpoint of {size}", event="audit_checkpoint_ok", size=checkpoint.size, head=head)
+        self._tell(checkpoint)
+
+    def _tell(self, checkpoint: Checkpoint) -> None:
+        for watcher in self.watchers:
+            try:
+                watcher(checkpoint)
+            except Exception:  # noqa: BLE001 - a watcher's mistake is no doubt about the checkpoint
+                _log.failure("watching checkpoints", event="audit_watcher_failed")
 
     def _failed(self, why: str) -> None:
         self.failing = True

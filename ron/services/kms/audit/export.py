@@ -88,6 +88,8 @@ class Exporter:
         self._timer: IDelayedCall | None = None
         self._work: Deferred[None] | None = None
         self._failing = self._stopped = False
+        self._noting = False
+        self._noted = 0
         self._lag_s.set_function(lambda: self.behind_s)
 
     @property
@@ -104,7 +106,7 @@ class Exporter:
     async def start(self) -> None:
         """Go on from where it stopped. Raises OSError where that cannot be read."""
         self._thread.start()
-        self._sent = await self._thread.run(self._read)
+        self._sent = self._noted = await self._thread.run(self._read)
         if self._sent > self._log.size:
             # the log says itself that its end is missing; whoever has it is asked to compare
             _log.error("more was sent on than the log has", event="audit_export_ahead", sent=self._sent)
@@ -121,6 +123,9 @@ class Exporter:
             work = self._work
             work.cancel()
             await occurred(work)
+        # what is still being written, and what came after that
+        while self._noting:
+            await self._thread.run(lambda: None)
         await self._thread.stop()
 
     def _grown(self) -> None:
@@ -186,8 +191,24 @@ class Exporter:
         if self._failing:
             self._failing = False
             _log.info("audit records are taken again", event="audit_export_recovered")
-        # after it was taken: a crash in between sends it twice, and never not at all
-        await self._thread.run(self._write, self._sent)
+        self._note()
+
+    def _note(self) -> None:
+        """Write down how far it got, while the next batch is on its way: a crash sends again what was taken since, and
+        nothing not at all."""
+        if self._noting or self._noted == self._sent:
+            return
+        self._noting, noted = True, self._sent
+
+        def written(outcome: Any) -> None:
+            self._noting = False
+            if isinstance(outcome, Failure):
+                _log.warn("how far records were sent: {why}", event="audit_aside_failed", why=str(outcome.value))
+                return
+            self._noted = noted
+            self._note()
+
+        self._thread.run(self._write, noted).addBoth(written)
 
     def _read(self) -> int:
         if self._path is None:

@@ -1,4 +1,4 @@
-"""A record as bytes: the one way to write it, and the number it has among those of its key.
+"""A record as bytes: the one way to write it, the number it has among those of its key, and what was said last.
 
 In: an `AuditEntry`. Out: canonical JSON, sorted keys and no spaces, which is hashed and written as it is. Pure.
 """
@@ -6,6 +6,8 @@ In: an `AuditEntry`. Out: canonical JSON, sorted keys and no spaces, which is ha
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -16,6 +18,8 @@ from ron.services.kms.ports import AuditEntry
 MAX_LEAF_BYTES = 32 * 1024
 # Keys whose last number is in memory. Beyond it those that were not used for longest are forgotten, see `KeySeqs`.
 MAX_KEYS = 65_536
+# Names of extras that are remembered: ours are a few dozen, and nothing else bounds what a record may say.
+MOST_NAMES = 256
 # While a log is read, which has no batches, forgetting lags behind by more than the largest batch.
 _LAG = 4096
 _encoder = msgspec.json.Encoder(order="sorted")
@@ -59,6 +63,24 @@ def numbered(entry: AuditEntry, kid_seq: int) -> AuditEntry:
 def key_of(entry: AuditEntry) -> str:
     """The key whose records are counted: `entry.kid` without its version; empty for a record that is about none."""
     return entry.kid.partition("#")[0]
+
+
+class Said:
+    """By each name in records' extras, those of the newest record that has it: how what stands beside the log stood
+    then (the store, the backend, the book of governance, the log's own key). So an older copy of it is found out."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, Mapping[str, Any]] = {}
+
+    def note(self, entry: AuditEntry) -> None:
+        """The next record."""
+        for name in entry.extra:
+            if name in self._newest or len(self._newest) < MOST_NAMES:
+                self._newest[name] = entry.extra
+
+    def newest(self, name: str) -> Mapping[str, Any]:
+        """Empty where no record has it."""
+        return self._newest.get(name, {})
 
 
 class KeySeqs:

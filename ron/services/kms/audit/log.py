@@ -8,7 +8,7 @@ else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, fail
@@ -20,7 +20,7 @@ from ron.crypto.merkle import leaf_hash
 from ron.crypto.notes import KeySet
 from ron.proto.errors import RonError, bad_request, unavailable
 from ron.services.kms.audit.checkpointer import Checkpointer, Sign
-from ron.services.kms.audit.leaves import KeySeqs, encode, key_of, numbered
+from ron.services.kms.audit.leaves import KeySeqs, Said, encode, key_of, numbered
 from ron.services.kms.audit.meters import Meters
 from ron.services.kms.audit.queue import Job, Queue, again
 from ron.services.kms.audit.recovery import Progress, Recovered, recover
@@ -78,6 +78,7 @@ class TransparencyLog:
         self._retry: IDelayedCall | None = None
         self._drained: list[Deferred[None]] = []
         self._watchers: list[Watcher] = []
+        self._said = Said()
         self._checkpointer = Checkpointer(
             settings.origin,
             reactor=reactor,
@@ -91,6 +92,7 @@ class TransparencyLog:
             every_s=settings.checkpoint_s,
             deadline_s=settings.checkpoint_deadline_s,
         )
+        meters.follow_checkpoints(lambda: self.checkpoint_age_s)
 
     # Its life
 
@@ -111,10 +113,12 @@ class TransparencyLog:
             await self.close()
             raise
         self._tiles, self._seqs = recovered.tiles, recovered.seqs
-        self._checkpointer.begin(recovered.latest, recovered.number)
+        self._said = recovered.said
+        beyond = self._checkpointer.begin(recovered.latest, recovered.number, self._tiles.root)
         self._refusal = None
-        if recovered.trouble is not None:
-            self._breaks(recovered.trouble)
+        trouble = recovered.trouble or beyond
+        if trouble is not None:
+            self._breaks(trouble)
             return
         self._checkpointer.start()
 
@@ -146,9 +150,17 @@ class TransparencyLog:
         self._breaks(f"somebody else knows {size} records that are not the first of these {self._tiles.size}")
         return False
 
+    def contradicted(self, why: str) -> None:
+        """The same, where no root is told: those whom the operator trusts have seen another log. It is broken now."""
+        self._breaks(why)
+
     def watch(self, watcher: Watcher) -> None:
         """Tell `watcher` of each batch that is on disk, after those who wait for it were told."""
         self._watchers.append(watcher)
+
+    def watch_checkpoints(self, watcher: Callable[[Checkpoint], None]) -> None:
+        """Tell `watcher` of each new checkpoint that is on disk."""
+        self._checkpointer.watchers.append(watcher)
 
     # How it stands
 
@@ -211,9 +223,19 @@ class TransparencyLog:
         """See `AuditLog.latest`."""
         return self._checkpointer.latest
 
-    def cosigned(self, lines: Sequence[bytes]) -> None:
-        """Witnesses signed the newest checkpoint: show their lines with it. Raises BadNoteError for what is none."""
-        self._checkpointer.cosigned(lines)
+    def cosigned(self, checkpoint: Checkpoint, lines: Sequence[bytes], *, enough: int = 1) -> None:
+        """Witnesses signed `checkpoint`, one of this log's: show their lines with it. enough: so many cosignatures are
+        not given up for a newer checkpoint that has fewer. Raises BadNoteError for what is none."""
+        self._checkpointer.cosigned(checkpoint, lines, enough)
+
+    def witnessed(self) -> Checkpoint | None:
+        """The newest checkpoint with cosignatures; None where no witness was asked, or none answered."""
+        return self._checkpointer.witnessed
+
+    def newest(self, name: str) -> Mapping[str, Any]:
+        """The extras of the newest record on disk that has `name` in them, empty where none has. Of all records: they
+        are looked at when the log is opened and when they are written."""
+        return self._said.newest(name)
 
     def entries(self, start: int, count: int) -> Sequence[bytes]:
         """See `AuditLog.entries`. May be fewer: a page ends at `MAX_PAGE_BYTES`. Raises `RonError` (BadRequest)."""
@@ -275,6 +297,7 @@ class TransparencyLog:
             self._tiles.append(leaf_hash(leaf))
         self._meters.appended(len(leaves), "ok")
         for index, job in enumerate(jobs, first):
+            self._said.note(job.entry)
             job.settle(index)
         self._tell(first, leaves)
         if first // WIDTH != self._tiles.size // WIDTH:

@@ -1,7 +1,8 @@
 """Reading a log from its beginning: is it what its checkpoints and its anchor say?
 
-In: a shelf, the keys that sign checkpoints. Out: where the log stands, and the first thing that is wrong with it. What
-can be read is read whatever is wrong, so that it can still be shown. Blocks.
+In: a shelf, the keys that sign checkpoints. Out: where the log stands, what its records said last of what stands beside
+it, and the first thing that is wrong with it. What can be read is read whatever is wrong, so that it can be shown.
+Blocks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from ron.crypto.merkle import leaf_hash
 from ron.crypto.notes import BadNoteError, KeySet, open_by, parse_head
 from ron.services.kms.audit.checkpoints import Anchor, BadCheckpointError, Kept, anchor_of
-from ron.services.kms.audit.leaves import BadLeafError, KeySeqs, decode, key_of
+from ron.services.kms.audit.leaves import BadLeafError, KeySeqs, Said, decode, key_of
 from ron.services.kms.audit.shelf import Shelf
 from ron.services.kms.audit.tiles import Tiles
 from ron.services.kms.ports import Checkpoint
@@ -23,12 +24,14 @@ _EVERY = 16_384
 
 
 class Recovered(NamedTuple):
-    """number: of the newest checkpoint, 0 without one. trouble: why nothing may be written, None when all is well."""
+    """number: of the newest checkpoint, 0 without one. said: what records said of what stands beside the log. trouble:
+    why nothing may be written, None when all is well."""
 
     tiles: Tiles
     seqs: KeySeqs
     latest: Checkpoint | None
     number: int
+    said: Said
     trouble: str | None
 
 
@@ -44,7 +47,7 @@ def recover(shelf: Shelf, origin: str, keys: Sequence[KeySet], progress: Progres
     altered = shelf.first_altered() if trouble is not None else None
     if altered is not None:
         trouble = f"{trouble}; record {altered} is the first that its tile does not know"
-    return Recovered(reading.tiles, reading.seqs, latest, reading.number, trouble)
+    return Recovered(reading.tiles, reading.seqs, latest, reading.number, reading.said, trouble)
 
 
 class _Reading:
@@ -54,6 +57,7 @@ class _Reading:
         self.tiles = Tiles(shelf.tile, shelf.put_tile)
         self.seqs = KeySeqs()
         self.number = 0
+        self.said = Said()
         self.trouble: str | None = None
         self._shelf = shelf
         self._progress = progress
@@ -135,6 +139,7 @@ class _Reading:
             return
         if not self.seqs.accept(key_of(entry), entry.kid_seq):
             self._wrong(f"record {index}: its number among those of its key does not follow the one before")
+        self.said.note(entry)
 
     def _roots(self) -> None:
         """The checkpoints of the tree as it is now."""

@@ -29,6 +29,7 @@ from ron.services.kms.audit.tiles import TILE_BYTES, WIDTH, tile_path
 # Leaves that amnesia keeps; the hashes, 33 bytes a record, it keeps all.
 MEMORY_BYTES = 64 * 1024 * 1024
 LEAVES = "leaves"
+COSIGNED = "cosigned.note"
 # The verifier keys, to be handed to auditors; the newest checkpoint with what witnesses said to it.
 Aside = Literal["log.vkeys", "cosigned.note"]
 

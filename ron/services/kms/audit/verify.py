@@ -7,11 +7,12 @@ consistent with those before.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ron.crypto.merkle import HASH_BYTES, CompactRange, leaf_hash
+from ron.crypto.merkle import EMPTY_ROOT, HASH_BYTES, CompactRange, leaf_hash
 from ron.crypto.notes import BadNoteError, Head, KeySet, NoteKey, UnknownSignerError, open_by, parse_head, parse_vkey
 from ron.services.kms.audit import continuity
 from ron.services.kms.audit.checkpoints import FILE, BadCheckpointError, CheckpointFile, Kept, newest_size
@@ -22,6 +23,8 @@ from ron.services.kms.audit.tiles import TILE_BYTES, WIDTH, tile_path
 from ron.services.kms.ports import AuditEntry
 
 _EVERY = 4096
+# Checkpoints whose roots are remembered: a continuity record follows its own within a moment.
+_REMEMBERED = 1024
 
 
 class BrokenLogError(Exception):
@@ -45,6 +48,13 @@ class Verdict(NamedTuple):
     broken: BrokenLogError | None
 
 
+class Claim(NamedTuple):
+    """A continuity record's head that is still to be proved. record: its index."""
+
+    record: int
+    head: Head
+
+
 class Step(NamedTuple):
     """Records checked, and how many there should be at least. verdict: at the end."""
 
@@ -54,20 +64,26 @@ class Step(NamedTuple):
 
 
 class Verification:
-    """The log so far. keys: trusted, any of the sets. earlier: a checkpoint noted before, which must still hold.
-    hint: what a tile says that a leaf's hash is, to name a record by; it is believed in nothing."""
+    """The log so far. keys: trusted, any of the sets. noted: heads from elsewhere (noted before, signed by witnesses)
+    which must hold. hint: what a tile says that a leaf's hash is, to name a record by; it is believed in nothing.
+
+    claims: heads that continuity records name and no checkpoint here has: whoever can get a proof should (`Claim`).
+    """
 
     def __init__(
         self,
         keys: Sequence[KeySet],
         *,
-        earlier: Head | None = None,
+        noted: Sequence[Head] = (),
         hint: Callable[[int], bytes | None] = lambda _index: None,
     ) -> None:
         self.tree = CompactRange()
-        self._keys = list(keys)
-        self._retiring: KeySet | None = None
-        self._earlier = earlier
+        self.claims: list[Claim] = []
+        self._keys = [tuple(one) for one in keys]
+        # by an old key, the one that follows it
+        self._after: dict[tuple[NoteKey, ...], tuple[NoteKey, ...]] = {}
+        self._seen: deque[tuple[int, bytes]] = deque([(0, EMPTY_ROOT)], maxlen=_REMEMBERED)
+        self._noted = list(noted)
         self._hint = hint
         self._seqs = KeySeqs()
         self._suspect: int | None = None
@@ -89,9 +105,10 @@ class Verification:
         if self._suspect is None and self._hint(index) not in (None, hashed):
             self._suspect = index
         self.tree.append(hashed)
-        self._new_keys(entry)
-        if self._earlier is not None and self._earlier.size == self.tree.size:
-            self._compare(self._earlier)
+        self._new_keys(index, entry)
+        for head in self._noted:
+            if head.size == self.tree.size:
+                self._compare(head)
 
     def opened(self, note: bytes) -> Head | None:
         """What a checkpoint says, None for one by keys that are not trusted. Raises BrokenLogError for none at all."""
@@ -102,11 +119,17 @@ class Verification:
             return None
         except BadNoteError as error:
             raise BrokenLogError(None, f"a checkpoint is none: {error}") from None
-        if self._retiring is not None and keys == self._keys[0]:
-            # the new keys have begun to sign: from here on the old ones are anybody's
-            self._keys.remove(self._retiring)
-            self._retiring = None
+        self._retire(tuple(keys))
         return head
+
+    def _retire(self, keys: tuple[NoteKey, ...]) -> None:
+        """These have begun to sign: from here on those before them are anybody's."""
+        gone = {old for old, new in self._after.items() if new == keys}
+        for old in gone:
+            del self._after[old]
+            if old in self._keys:
+                self._keys.remove(old)
+            self._retire(old)
 
     def reached(self, head: Head) -> None:
         """The tree is now as large as a checkpoint that trusted keys signed. Raises BrokenLogError."""
@@ -114,17 +137,20 @@ class Verification:
         if self._reached is not None and self._reached.origin != head.origin:
             raise BrokenLogError(None, "a checkpoint is of another log than the one before it")
         self._checkpoints += 1
+        self._seen.append((head.size, head.root))
         self._signed, self._reached, self._suspect = head.size, head, None
 
     def reached_other(self, size: int, root: bytes) -> None:
         """The same of one by keys that are not trusted."""
         self._compare(Head("", size, root))
+        self._seen.append((size, root))
         self._others += 1
 
     def finish(self) -> None:
         """There is no more. Raises BrokenLogError when there should be."""
-        if self._earlier is not None and self._earlier.size > self.tree.size:
-            raise BrokenLogError(None, f"the noted checkpoint has {self._earlier.size} records, here are fewer")
+        for head in self._noted:
+            if head.size > self.tree.size:
+                raise BrokenLogError(None, f"the noted checkpoint has {head.size} records, here are fewer")
         if self.tree.size and not self._checkpoints:
             raise BrokenLogError(None, "no checkpoint by keys that are trusted covers it")
 
@@ -141,7 +167,7 @@ class Verification:
                 why = f"a record from {self._signed} to {last} is not the one that was signed"
             raise BrokenLogError(self._suspect, why)
 
-    def _new_keys(self, entry: AuditEntry) -> None:
+    def _new_keys(self, index: int, entry: AuditEntry) -> None:
         """A continuity record by trusted keys makes its new keys trusted. Others say nothing to us: an auditor who has
         the newest keys alone meets those of the older ones."""
         note = continuity.of(entry)
@@ -150,9 +176,13 @@ class Verification:
                 record = continuity.verify(note or b"", keys)
             except BadNoteError:
                 continue
-            if record.head.size < self.tree.size and record.new not in self._keys:
+            if record.head.size > index:
+                raise BrokenLogError(index, "its continuity record is of a longer log than this one was then")
+            if (record.head.size, record.head.root) not in self._seen:
+                self.claims.append(Claim(index, record.head))
+            if record.new not in self._keys:
                 self._keys.insert(0, record.new)
-                self._retiring = keys
+            self._after[keys] = record.new
             return
 
 
@@ -177,9 +207,9 @@ def is_log(directory: Path) -> bool:
     return (directory / LEAVES).is_dir() or (directory / FILE).is_file()
 
 
-def verify_directory(directory: Path, keys: Sequence[KeySet], earlier: Head | None = None) -> Iterator[Step]:
+def verify_directory(directory: Path, keys: Sequence[KeySet], noted: Sequence[Head] = ()) -> Iterator[Step]:
     """Steps, the last with the verdict. The service may be running. Raises OSError for what cannot be read."""
-    verification = Verification(keys, earlier=earlier, hint=_Hints(directory))
+    verification = Verification(keys, noted=noted, hint=_Hints(directory))
     broken, expected = None, newest_size(directory / FILE)
     try:
         # how many there are is looked up before the leaves: what they cover is there by then
@@ -188,6 +218,9 @@ def verify_directory(directory: Path, keys: Sequence[KeySet], earlier: Head | No
         for leaf in LeafFiles(directory / LEAVES).scan(mend=False):
             verification.add(leaf)
             checkpoints.pass_reached()
+            if verification.claims:
+                # the service makes a checkpoint right before such a record
+                raise BrokenLogError(verification.claims[0].record, "its continuity record is of another history")
             if verification.tree.size % _EVERY == 0:
                 yield Step(verification.tree.size, max(expected, verification.tree.size))
         checkpoints.finish()

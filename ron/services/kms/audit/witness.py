@@ -1,39 +1,42 @@
-"""Cosignatures: another node says that it saw this log grow, and never saw it shrink or change (C2SP tlog-witness).
+"""A witness: it says that it saw a log grow, and never saw it shrink or change (C2SP tlog-witness, tlog-cosignature).
 
-In: a checkpoint, the size the witness is said to know, a proof. Out: its signature line, once what it knows now is on
-disk; and for the log, the lines of those it trusts. Both sides speak through callables: how they are reached is not
-their business.
+In: what a log sends: a checkpoint, the size the witness is said to know, a proof. Out: the witness's signature line,
+once what it knows now is on disk. How the log asks is in `asking`.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
-from twisted.internet.defer import TimeoutError as DeadlineError
+from twisted.logger import Logger
 
-from ron.crypto.merkle import EMPTY_ROOT, verify_consistency
+from ron.crypto.merkle import EMPTY_ROOT, HASH_BYTES, verify_consistency
 from ron.crypto.notes import (
-    MAX_SIGNATURES,
+    MAX_NOTE_BYTES,
     BadNoteError,
     KeySet,
     NoteKey,
     cosignature,
-    cosigned_at,
     open_by,
     parse_head,
-    with_signatures,
+    parse_note,
 )
-from ron.kernel.aio import within
 from ron.kernel.files import write_private
 from ron.proto.errors import ErrorCode, RonError, bad_request, conflict, not_found, unavailable
-from ron.services.kms.ports import Checkpoint
+from ron.services.kms.audit.verify import read_keys
 
 MAX_PROOF = 63
+# The old size and the proof come before the note: a line of a hash has 45 bytes.
+MAX_ASK_BYTES = MAX_NOTE_BYTES + 4096
+_OLD = re.compile(rb"old (0|[1-9][0-9]{0,18})\Z")
+_log = Logger(namespace="ron.kms.audit")
 _Count = Annotated[int, Meta(ge=0)]
 _Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -44,6 +47,43 @@ class Ask(NamedTuple):
     old: int
     proof: tuple[bytes, ...]
     note: bytes
+
+    def body(self) -> bytes:
+        """As it goes over HTTP: a line `old N`, a line for each hash, an empty line, the note."""
+        lines = [b"old %d" % self.old, *map(base64.b64encode, self.proof), b"", b""]
+        return b"\n".join(lines) + self.note
+
+
+def parse_ask(body: bytes) -> Ask:
+    """Raises `RonError` (BadRequest) for what is none."""
+    if len(body) > MAX_ASK_BYTES:
+        raise bad_request("a checkpoint that is too long")
+    top, separator, note = body.partition(b"\n\n")
+    first, *hashes = top.split(b"\n")
+    found = _OLD.match(first)
+    if not separator or found is None:
+        raise bad_request("this is no checkpoint for a witness", "`old N`, hashes in base64, an empty line, the note")
+    if len(hashes) > MAX_PROOF:
+        raise bad_request(f"a proof has at most {MAX_PROOF} hashes")
+    return Ask(int(found[1]), tuple(map(_hash, hashes)), note)
+
+
+def _hash(line: bytes) -> bytes:
+    try:
+        raw = base64.b64decode(line, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != HASH_BYTES or base64.b64encode(raw) != line:
+        raise bad_request("a line of the proof is no hash in base64")
+    return raw
+
+
+def origin_of(note: bytes) -> str:
+    """Whose checkpoint it says that it is; nothing of it is believed. Raises `RonError` (BadRequest)."""
+    try:
+        return parse_head(parse_note(note).text).origin
+    except BadNoteError as error:
+        raise bad_request(f"this is no checkpoint: {error}") from None
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +97,8 @@ def judge(ask: Ask, seen: Seen, origin: str, keys: Sequence[KeySet]) -> tuple[by
     """The text to cosign, and what is seen then. Pure.
 
     Raises `RonError`: 403 for a note the log's keys did not sign, BadRequest for what is malformed or of another log,
-    409 Conflict whose hint is the size seen, when `old` is not that; 422 for a tree that does not go on from it.
+    409 Conflict whose hint is the size seen, when `old` is not that, or another tree of that size was seen; 422 for one
+    that does not go on from it.
     """
     try:
         text, _keys = open_by(ask.note, keys)
@@ -68,6 +109,8 @@ def judge(ask: Ask, seen: Seen, origin: str, keys: Sequence[KeySet]) -> tuple[by
         raise bad_request("a checkpoint of this log, not below `old`, and a proof of at most 63 hashes")
     if ask.old != seen.size:
         raise conflict(f"another size was cosigned last: {seen.size}", hint=str(seen.size))
+    if head.size == seen.size and head.root.hex() != seen.root:
+        raise conflict("another tree of this size was cosigned", hint=str(seen.size))
     if not verify_consistency(seen.size, head.size, bytes.fromhex(seen.root), head.root, ask.proof):
         raise RonError(ErrorCode.BAD_REQUEST, "that tree does not go on from the one that was cosigned", status=422)
     return text, Seen(size=head.size, root=head.root.hex())
@@ -106,8 +149,49 @@ class WitnessFile:
         self._seen = later
 
 
+class LogFiles:
+    """The logs that are witnessed: a file of verifier keys for each, as the log has them in `log.vkeys`; their name is
+    the log's. A file that was changed is read anew: a log that has a new key is followed without a restart.
+
+    Raises ValueError for a file that is none, OSError for one that cannot be read.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        self._stamps: list[tuple[int, int]] = []
+        self._logs: dict[str, list[KeySet]] = {}
+        self._read()
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
+    def keys(self, origin: str) -> list[KeySet] | None:
+        """Those of the log of that name; None for one that is not witnessed. Blocks."""
+        try:
+            if self._stamped() != self._stamps:
+                self._read()
+        except (OSError, ValueError) as error:
+            # somebody is writing it just now: what was read before holds
+            _log.warn("the keys of a log that is witnessed: {why}", event="witness_keys_unread", why=str(error))
+        return self._logs.get(origin)
+
+    def _stamped(self) -> list[tuple[int, int]]:
+        found = [path.stat() for path in self._paths]
+        return [(one.st_mtime_ns, one.st_size) for one in found]
+
+    def _read(self) -> None:
+        stamps = self._stamped()
+        logs: dict[str, list[KeySet]] = {}
+        for path in self._paths:
+            for keys in read_keys(path.read_text(encoding="utf-8")):
+                if len({key.name for key in keys}) != 1:
+                    raise ValueError(f"{path}: the keys of one set have one name, the log's")
+                logs.setdefault(keys[0].name, []).append(keys)
+        self._logs, self._stamps = logs, stamps
+
+
 class Witness:
-    """Cosigns the logs of `logs` (name → its keys). sign: Ed25519 with the private half of `key`, of kind COSIGNATURE;
+    """Cosigns logs. logs: the keys of one by its name. sign: Ed25519 with the private half of `key`, a COSIGNATURE's;
     now: Unix seconds. Blocks; one call at a time: two at once could cosign two trees of one size."""
 
     def __init__(
@@ -115,7 +199,7 @@ class Witness:
         key: NoteKey,
         sign: Callable[[bytes], bytes],
         *,
-        logs: Mapping[str, Sequence[KeySet]],
+        logs: Callable[[str], Sequence[KeySet] | None],
         book: WitnessBook,
         now: Callable[[], float],
     ) -> None:
@@ -128,7 +212,7 @@ class Witness:
     def cosign(self, origin: str, ask: Ask) -> bytes:
         """A signature line. Raises as `judge` does; NotFound for a log it does not know, StoreUnavailable when what it
         saw could not be kept: it signs nothing that it would forget."""
-        keys = self._logs.get(origin)
+        keys = self._logs(origin)
         if keys is None:
             raise not_found("this witness does not know that log")
         text, seen = judge(ask, self._book.seen(origin), origin, keys)
@@ -137,75 +221,3 @@ class Witness:
         except OSError as error:
             raise unavailable(f"the witness cannot remember: {error.strerror}") from None
         return cosignature(text, self._key, self._sign, int(self._now()))
-
-
-# The side of the log
-
-AskWitness = Callable[[str, Ask], Awaitable[bytes]]
-_SIZE = re.compile(r"(?:0|[1-9][0-9]{0,18})\Z")
-
-
-class Witnesses:
-    """The witnesses that a log asks. ask: name of the witness' key → how it is asked; deadline_s: for each."""
-
-    def __init__(
-        self,
-        origin: str,
-        witnesses: Mapping[NoteKey, AskWitness],
-        *,
-        consistency: Callable[[int, int], Sequence[bytes]],
-        reactor: Any,
-        deadline_s: float = 5.0,
-    ) -> None:
-        if len(witnesses) > MAX_SIGNATURES // 2:
-            raise ValueError("more witnesses than a note has room for")
-        self._origin = origin
-        self._witnesses = witnesses
-        self._consistency = consistency
-        self._reactor = reactor
-        self._deadline_s = deadline_s
-        self._known: dict[NoteKey, int] = {}
-
-    async def collect(self, checkpoint: Checkpoint) -> tuple[list[bytes], dict[str, RonError]]:
-        """The lines of those who cosigned `checkpoint`, and why the others (by name) did not. One after the other."""
-        lines: list[bytes] = []
-        refused: dict[str, RonError] = {}
-        for key, ask in self._witnesses.items():
-            try:
-                lines.append(await self._line(key, ask, checkpoint))
-            except DeadlineError:
-                refused[key.name] = RonError(ErrorCode.TIMEOUT, "no answer in time")
-            except RonError as error:
-                refused[key.name] = error
-        return lines, refused
-
-    async def _line(self, key: NoteKey, ask: AskWitness, checkpoint: Checkpoint) -> bytes:
-        try:
-            line = await self._asked(key, ask, checkpoint)
-        except RonError as error:
-            # it says what it saw last; the second answer counts
-            if error.code is not ErrorCode.CONFLICT or not _SIZE.match(error.hint or ""):
-                raise
-            self._known[key] = int(error.hint or "")
-            line = await self._asked(key, ask, checkpoint)
-        try:
-            valid = cosigned_at(with_signatures(checkpoint.note, [line]), [key])
-        except (BadNoteError, UnicodeDecodeError):
-            valid = {}
-        if not valid:
-            raise bad_request("the witness answered with something else than its cosignature")
-        self._known[key] = checkpoint.size
-        return line
-
-    async def _asked(self, key: NoteKey, ask: AskWitness, checkpoint: Checkpoint) -> bytes:
-        old = self._known.get(key, 0)
-        if old > checkpoint.size:
-            # it saw more than there is: either we forgot, or it is another log
-            raise conflict(f"the witness saw {old} records, the checkpoint is of {checkpoint.size}")
-        # of nothing, and of itself, the path is empty
-        proof = tuple(self._consistency(old, checkpoint.size))
-
-        async def asking() -> bytes:
-            return await ask(self._origin, Ask(old, proof, checkpoint.note))
-
-        return await within(self._reactor, self._deadline_s, asking())

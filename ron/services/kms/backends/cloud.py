@@ -2,7 +2,8 @@
 
 In: calls of `Backend`. Out: opened envelopes. Each key version is a file: its seeds, sealed under a data key of its own
 that the provider encrypted, with the kid in the encryption context. Every `unwrap` asks the provider, whose policy and
-log count beside ours. It does not sign. Blocks; from any thread.
+log count beside ours. A manifest, sealed under one more data key, lists the files and counts each change, so that an
+older copy of them is found out (I-6). It does not sign. Blocks; from any thread.
 """
 
 from __future__ import annotations
@@ -12,28 +13,32 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import msgspec
-from blake3 import blake3
 from msgspec import Meta
 
 from ron.crypto import wrapping
 from ron.crypto.kdf import Label
 from ron.crypto.sealing import BrokenSealError, Sealer
-from ron.proto.errors import ErrorCode, RonError, bad_request, conflict, not_found, unavailable
+from ron.crypto.secrets import SecretBuffer
+from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
 from ron.proto.kms import Alg, Attestation, Kid, KidText, parse_kid
 from ron.services.kms.backends import seeds
 from ron.services.kms.backends.cloud_key import MAX_ENCRYPTED_BYTES, CloudKey
+from ron.services.kms.backends.countedfolder import CountedFolder
 from ron.services.kms.backends.errors import DamagedError
+from ron.services.kms.backends.filerecords import ROOT
 from ron.services.kms.backends.folder import KeyFolder
 from ron.services.kms.ports import Half, Held
 
 ATTESTATION_CLASS = "cloud-aws-kms"
-MAX_FILE_BYTES = 16 * 1024
-_SUFFIX = ".key"
+MAX_ROOT_BYTES = 16 * 1024
 _CONTEXT = "ron-kms:kid"
+# Of the store's own data key: a policy that asks for a kid lets it through, and no kid is spelled so
+_STORE_CONTEXT = {_CONTEXT: "store"}
 
 
 class _HalfRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,11 +47,20 @@ class _HalfRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sealed: Annotated[bytes, Meta(max_length=512)]
 
 
+class _Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file `root`. data_key: the manifest's, encrypted by the provider."""
+
+    v: Annotated[int, Meta(ge=1, le=1)] = 1
+    data_key: Annotated[bytes, Meta(min_length=1, max_length=MAX_ENCRYPTED_BYTES)]
+
+
 class CloudRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file of a key version. data_key: encrypted by the provider. sealed: a half's seed, under that data key."""
+    """The file of a key version. made: in which change. data_key: encrypted by the provider. sealed: a half's seed,
+    under that data key."""
 
     v: Annotated[int, Meta(ge=1, le=1)] = 1
     kid: KidText
+    made: Annotated[int, Meta(ge=1)]
     data_key: Annotated[bytes, Meta(min_length=1, max_length=MAX_ENCRYPTED_BYTES)]
     halves: Annotated[tuple[_HalfRecord, ...], Meta(min_length=1, max_length=2)]
 
@@ -66,55 +80,62 @@ class CloudBackend:
         self._key = key
         self._allow_unlocked = allow_unlocked
         self._changing = threading.Lock()
-        self._records: dict[Kid, CloudRecord] | None = None
+        self._store = CountedFolder(self._folder, self.name, lambda raw: _decoded(raw).made)
+        self._open = False
 
     def open(self) -> None:
-        """Reads the files and asks for the key. Raises `RonError`: `CustodyError`, StoreUnavailable, Conflict."""
+        """Asks for the key and reads the files. Raises `RonError`: `CustodyError`, StoreUnavailable, Conflict."""
         with self._changing, _disk():
-            if self._records is not None:
+            if self._open:
                 return
             self._folder.acquire()
             try:
-                records = self._read_all()
                 self._key.open()
                 self._key.describe()
+                self._store.open(Sealer(self._root_key()))
+                self.held()
             except BaseException:
-                self._key.close()
-                self._folder.release()
+                self._shut()
                 raise
-            self._records = records
+            self._open = True
 
     def close(self) -> None:
         """Let go of the connections and the directory."""
         with self._changing:
-            if self._records is not None:
-                self._records = None
-                self._key.close()
-                self._folder.release()
+            if self._open:
+                self._open = False
+                self._shut()
 
     def probe(self) -> None:
         """Raises `RonError` (StoreUnavailable) unless the provider answers and lets us use the key."""
-        self._opened()
+        with self._changing, _disk():
+            self._store.probe()
         self._key.describe()
 
     def held(self) -> Sequence[Held]:
         """Everything it has."""
-        return [record.held() for record in list(self._opened().values())]
+        return [_decoded(raw).held() for raw in self._store.files()]
+
+    def head(self) -> tuple[int, bytes]:
+        """As `FileBackend.head`."""
+        return self._store.head()
+
+    def check_head(self, counter: int, digest: bytes) -> None:
+        """As `FileBackend.check_head`."""
+        self._store.check_head(counter, digest)
 
     def generate(self, kid: Kid, algs: Sequence[Alg]) -> Held:
-        """Unsupported for algorithms that sign."""
+        """Unsupported for algorithms that sign. Conflict also for what was destroyed."""
         if not kid.version or not algs or len(set(algs)) != len(algs):
             raise bad_request("a key version has a number, and one half of each algorithm")
         if not set(algs) <= set(wrapping.WRAPPING_ALGS):
             raise _does_not_sign()
         with self._changing, _disk():
-            records = self._opened()
-            if kid in records:
-                raise conflict("there is such a key version already")
-            record = self._make(kid, algs)
-            self._folder.write(_file_name(kid), msgspec.msgpack.encode(record))
-            self._records = {**records, kid: record}
-        return record.held()
+            # before the provider is asked for a data key
+            self._store.check_new(kid)
+            encrypted, halves = self._make(kid, algs)
+            self._store.add(kid, partial(_encoded, kid, encrypted, halves))
+        return self._record(kid).held()
 
     def sign(self, kid: Kid, alg: Alg, message: bytes) -> bytes:
         """Unsupported; NotFound for what it does not hold."""
@@ -134,8 +155,9 @@ class CloudBackend:
         try:
             for alg, half in needed.items():
                 opened[alg] = sealer.open(_label(kid, alg, half.public), half.sealed)
-            return seeds.unwrap(wanted, opened, envelope, info)
-        except BrokenSealError:
+            publics = {alg: half.public for alg, half in needed.items()}
+            return seeds.unwrap(wanted, opened, publics, envelope, info)
+        except (BrokenSealError, seeds.ForeignSeedError):
             raise _damaged(str(kid)) from None
         finally:
             sealer.close()
@@ -145,9 +167,7 @@ class CloudBackend:
     def destroy(self, kid: Kid) -> None:
         """The file is overwritten and removed. A copy of it opens as long as the provider's key does: see the docs."""
         with self._changing, _disk():
-            records = self._opened()
-            self._records = {other: record for other, record in records.items() if other != kid}
-            self._folder.shred(_file_name(kid))
+            self._store.remove(kid)
 
     def attest(self, kid: Kid | None) -> Attestation | None:
         """What the provider says of its key, as JSON in base64: it is no signed statement."""
@@ -163,39 +183,55 @@ class CloudBackend:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a backend is neither copied nor stored")
 
-    def _make(self, kid: Kid, algs: Sequence[Alg]) -> CloudRecord:
+    def _make(self, kid: Kid, algs: Sequence[Alg]) -> tuple[bytes, tuple[_HalfRecord, ...]]:
         data_key, encrypted = self._key.new_data_key(_context(kid))
         sealer = Sealer(data_key)
         try:
-            return CloudRecord(
-                kid=str(kid), data_key=encrypted, halves=tuple(_sealed_half(sealer, kid, alg) for alg in algs)
-            )
+            return encrypted, tuple(_sealed_half(sealer, kid, alg) for alg in algs)
         finally:
             sealer.close()
 
-    def _read_all(self) -> dict[Kid, CloudRecord]:
-        records = (self._read(name) for name in sorted(self._folder.sweep()))
-        return {parse_kid(record.kid): record for record in records}
-
-    def _read(self, name: str) -> CloudRecord:
+    def _root_key(self) -> SecretBuffer:
+        """What seals the manifest: the provider opens it once for each start. An empty directory gets a new one."""
+        names = self._folder.sweep()
+        if ROOT in names:
+            return self._key.data_key(_root(self._folder.read(ROOT, MAX_ROOT_BYTES)).data_key, _STORE_CONTEXT)
+        if names:
+            raise DamagedError("the cloud's directory has files and no `root`", hint="restore it from the backup")
+        data_key, encrypted = self._key.new_data_key(_STORE_CONTEXT)
         try:
-            record = msgspec.msgpack.decode(self._folder.read(name, MAX_FILE_BYTES), type=CloudRecord)
-        except msgspec.MsgspecError:
-            raise _damaged("") from None
-        if name != _file_name(parse_kid(record.kid)):
-            raise _damaged(record.kid)
-        return record
+            self._folder.write(ROOT, msgspec.msgpack.encode(_Root(data_key=encrypted)))
+        except OSError:
+            data_key.close()
+            raise
+        return data_key
 
-    def _opened(self) -> dict[Kid, CloudRecord]:
-        if self._records is None:
-            raise unavailable("the cloud's keys are not open")
-        return self._records
+    def _shut(self) -> None:
+        self._store.close()
+        self._key.close()
+        self._folder.release()
 
     def _record(self, kid: Kid) -> CloudRecord:
-        record = self._opened().get(kid)
-        if record is None:
-            raise not_found("this backend holds no such key version")
-        return record
+        return _decoded(self._store.get(kid))
+
+
+def _encoded(kid: Kid, data_key: bytes, halves: tuple[_HalfRecord, ...], made: int) -> bytes:
+    return msgspec.msgpack.encode(CloudRecord(kid=str(kid), made=made, data_key=data_key, halves=halves))
+
+
+def _decoded(raw: bytes) -> CloudRecord:
+    """Raises `DamagedError`."""
+    try:
+        return msgspec.msgpack.decode(raw, type=CloudRecord)
+    except msgspec.MsgspecError:
+        raise _damaged("") from None
+
+
+def _root(raw: bytes) -> _Root:
+    try:
+        return msgspec.msgpack.decode(raw, type=_Root)
+    except msgspec.MsgspecError:
+        raise DamagedError("the file `root` is not what was written", hint="restore it from the backup") from None
 
 
 def _sealed_half(sealer: Sealer, kid: Kid, alg: Alg) -> _HalfRecord:
@@ -213,10 +249,6 @@ def _label(kid: Kid, alg: Alg, public: bytes) -> Label:
 def _context(kid: Kid) -> dict[str, str]:
     # the provider logs it in clear, and a policy of theirs may ask for it
     return {_CONTEXT: str(kid)}
-
-
-def _file_name(kid: Kid) -> str:
-    return blake3(str(kid).encode()).hexdigest()[:40] + _SUFFIX
 
 
 def _does_not_sign() -> RonError:

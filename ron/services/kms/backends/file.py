@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,11 +19,11 @@ from ron.crypto.sealing import Sealer
 from ron.proto.errors import conflict, unavailable
 from ron.proto.kms import Alg, Attestation, Kid
 from ron.services.kms.backends import filerecords as records
-from ron.services.kms.backends.errors import RolledBackError
+from ron.services.kms.backends import heads
 from ron.services.kms.backends.fileopening import Listed, Opened, open_folder
 from ron.services.kms.backends.filerecords import HEAD, MANIFEST, Head, Manifest, digest_of, file_name
 from ron.services.kms.backends.folder import KeyFolder
-from ron.services.kms.backends.sealedkeys import UNSEALED_BYTES, Entropy, SealedKeys, os_entropy
+from ron.services.kms.backends.sealedkeys import UNSEALED_BYTES, Entropy, SealedKey, SealedKeys, os_entropy
 from ron.services.kms.backends.unlocking import Unlock
 from ron.services.kms.ports import Held
 
@@ -95,20 +96,31 @@ class FileBackend:
         """Everything it has, in no order."""
         return self._opened().keys.held()
 
-    def head(self) -> tuple[int, bytes]:
-        """How many changes there were, and the digest of the last. Goes into the audit log; see `check_head`."""
+    def change(self) -> tuple[int, bytes]:
+        """The number of the last change, from 0, and its digest of 32 bytes."""
         manifest, digest = self._opened().listed
         return manifest.counter, digest
 
+    def head(self) -> tuple[int, bytes]:
+        """The same for the audit log; see `check_head`."""
+        return heads.told(self.name, *self.change())
+
     def check_head(self, counter: int, digest: bytes) -> None:
-        """Raises `RolledBackError` unless this is the store whose `head` was (counter, digest), then or later."""
+        """Raises `RolledBackError` unless this is the store whose `head` was (counter, digest), then or later.
+
+        What was said of another backend is nothing to compare with."""
         manifest, own_digest = self._opened().listed
-        if not records.knows(manifest, own_digest, Head(counter=counter, digest=digest)):
-            raise RolledBackError(
-                f"the key store is at change {manifest.counter}, and that is not what came of change {counter}, "
-                "which the audit log remembers",
-                hint="an older or another copy was restored: put the newest one back, or decide a rollback by quorum",
-            )
+        known = heads.own(self.name, counter, digest)
+        if known is not None and not records.knows(manifest, own_digest, Head(counter=known[0], digest=known[1])):
+            raise heads.older(self.name, manifest.counter, known.counter)
+
+    def lend(self) -> AbstractContextManager[memoryview]:
+        """The master key, for a process of ours that works with the same sealed keys. Raises StoreUnavailable."""
+        return self._opened().sealer.lend()
+
+    def sealed(self, kid: Kid) -> SealedKey:
+        """A key version at rest. Raises `RonError`: NotFound, StoreUnavailable."""
+        return self._opened().keys.get(kid)
 
     def generate(self, kid: Kid, algs: Sequence[Alg]) -> Held:
         """As the port has it. Conflict also for what was destroyed: a kid is one key for ever."""

@@ -48,7 +48,7 @@ def open_folder(folder: KeyFolder, unlock: Unlock, new_keys: Callable[[Sealer], 
     sealer = _unlocked(folder, unlock, names)
     keys = new_keys(sealer)
     try:
-        opened = Opened(sealer, keys, _listed(folder, sealer, names))
+        opened = Opened(sealer, keys, listed(folder, sealer, names))
         _read_keys(folder, opened)
         _sort_out(folder, opened, names - {ROOT, MANIFEST, HEAD})
     except BaseException:
@@ -83,8 +83,8 @@ def _unlocked(folder: KeyFolder, unlock: Unlock, names: set[str]) -> Sealer:
     return sealer
 
 
-def _listed(folder: KeyFolder, sealer: Sealer, names: set[str]) -> Listed:
-    """The manifest, at one with the head."""
+def listed(folder: KeyFolder, sealer: Sealer, names: set[str]) -> Listed:
+    """The manifest, at one with the head. names: what lies there. Raises `DamagedError`, `RolledBackError`."""
     if MANIFEST not in names:
         if names - {ROOT}:
             raise DamagedError(f"{folder.directory} has keys and no manifest", hint=_BACKUP)

@@ -9,34 +9,64 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 from twisted.logger import Logger
 
 from ron.crypto import signing
 from ron.proto.errors import ErrorCode, RonError, conflict, not_found, unavailable
 from ron.proto.kms import Alg, Attestation, Kid
+from ron.services.kms.backends import heads
 from ron.services.kms.backends.errors import CustodyError
+from ron.services.kms.backends.heads import Counting, Head
 from ron.services.kms.ports import Backend, Held
 
 T = TypeVar("T")
 _log = Logger(namespace="ron.kms.multi")
 
 
-@runtime_checkable
-class _Counting(Protocol):
-    def head(self) -> tuple[int, bytes]: ...
-    def check_head(self, counter: int, digest: bytes) -> None: ...
-
-
 class _Member:
-    """A backend and what it was seen to hold. It is opened when it can be; until then it is away."""
+    """A backend and what it was seen to hold. It is opened when it can be; until then it is away.
+
+    last: where its store stands, as far as it was seen or the audit log said; None where nobody knows.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.opened = False
         self.known: dict[Kid, Held] | None = None
+        self.last: Head | None = None
+        self._unchecked = False
         self._opening = threading.Lock()
+
+    @property
+    def counts(self) -> bool:
+        """Does its own store count its changes?"""
+        return isinstance(self.backend, Counting)
+
+    def head(self) -> Head | None:
+        """Where it stands. One that is away stands where it was seen last."""
+        if self.opened and not self._unchecked and isinstance(self.backend, Counting):
+            try:
+                self.last = Head(*self.backend.head())
+            except RonError as error:
+                if not _is_absence(error):
+                    raise
+        return self.last
+
+    def expect(self, counter: int, digest: bytes) -> None:
+        """What the audit log says of it, as `Counting.check_head`; one that is away is checked once it is there."""
+        known = heads.own(self.backend.name, counter, digest)
+        if known is None or not self.counts:
+            return
+        self.last, self._unchecked = heads.told(self.backend.name, *known), True
+        if self.opened:
+            self._check()
+
+    def _check(self) -> None:
+        if self._unchecked and self.last is not None and isinstance(self.backend, Counting):
+            self.backend.check_head(*self.last)
+            self._unchecked = False
 
     def away(self) -> RonError | None:
         """Why it cannot be opened for the moment, None when it is open. Raises what is more than an absence."""
@@ -45,6 +75,7 @@ class _Member:
                 if not self.opened:
                     self.backend.open()
                     self.opened = True
+                self._check()
             except RonError as error:
                 if not _is_absence(error):
                     raise
@@ -71,7 +102,7 @@ class _Member:
 class MultiBackend:
     """`Backend` over `backends`, at least one, in the order of `service.multi_backends`.
 
-    head, check_head: the first one's, where it has them (`FileBackend`).
+    head, check_head: of all that count their changes, as `heads.joined`; it has none where none of them does.
     """
 
     head: Callable[[], tuple[int, bytes]]
@@ -82,10 +113,9 @@ class MultiBackend:
         self._first, *self._others = self._members
         self._fallback = allow_sign_fallback
         self._open = False
-        first = self._first.backend
-        # whose own store counts its changes: nobody else may seem to
-        if isinstance(first, _Counting):
-            self.head, self.check_head = first.head, first.check_head
+        # who has none may not seem to: the service would believe that it had been checked
+        if any(member.counts for member in self._members):
+            self.head, self.check_head = self._head, self._check_head
         self.name = self._first.backend.name
         self.quick = all(member.backend.quick for member in (self._members if allow_sign_fallback else [self._first]))
 
@@ -192,6 +222,13 @@ class MultiBackend:
             if member.find(kid) is not None:
                 return member.ask(lambda backend: backend.attest(kid))
         raise not_found("no backend holds such a key version")
+
+    def _head(self) -> tuple[int, bytes]:
+        return heads.joined(head for member in self._members if (head := member.head()) is not None)
+
+    def _check_head(self, counter: int, digest: bytes) -> None:
+        for member in self._members:
+            member.expect(counter, digest)
 
     def _sign_elsewhere(self, kid: Kid, alg: Alg, message: bytes, why: RonError) -> bytes:
         """Raises `why` where nobody provably holds the first one's own key."""

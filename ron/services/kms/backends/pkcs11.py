@@ -1,28 +1,30 @@
 """A token behind PKCS#11: a hardware module, or SoftHSM.
 
 In: calls of `Backend`. Out: signatures that the token made, where it can (Ed25519); all else lives as a seed sealed by
-a key of the token, and its attestation class says so. Everything is in the token: the host may be thrown away. Blocks;
-from any thread. One of these for a module and process.
+a key of the token, and its attestation class says so. Everything is in the token: the host may be thrown away. What the
+token answers is judged: a signature that does not verify, or a seed of another key, never leaves here. Blocks; from any
+thread. One of these for a module and process.
 """
 
 from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
-from pkcs11 import Attribute, Mechanism, ObjectClass, Token
+from pkcs11 import Mechanism, ObjectClass, Token
 from pkcs11.exceptions import KeyHandleInvalid, NoSuchKey, ObjectHandleInvalid, PKCS11Error
 
 from ron.crypto import signing
 from ron.crypto.secrets import SecretBuffer
 from ron.proto.errors import ErrorCode, RonError, bad_request, conflict, not_found, unavailable
 from ron.proto.kms import Alg, Attestation, Kid
+from ron.services.kms.backends import heads, pkcs11_head, seeds
 from ron.services.kms.backends import pkcs11_objects as objects
-from ron.services.kms.backends import seeds
+from ron.services.kms.backends.pkcs11_head import TokenHead
 from ron.services.kms.backends.pkcs11_records import (
     MARKER,
     DamagedRecordError,
@@ -62,6 +64,8 @@ class Pkcs11Backend:
         self._making = threading.Lock()
         self._class = ""
         self._destroyed = 0
+        self._heads: list[TokenHead] | None = None
+        self._connection = 0
         self._mechanisms: set[Mechanism] = set()
 
     def open(self) -> None:
@@ -71,9 +75,10 @@ class Pkcs11Backend:
             with self._sessions.seat() as seat:
                 token = self._token()
                 self._class = f"pkcs11-{slug(token.model)}"
-                self._mechanisms = set(token.slot.get_mechanisms())
+                self._mechanisms = objects.understood(lambda: set(token.slot.get_mechanisms()))
                 if objects.data(seat.session, MARKER) is None:
                     objects.put(seat.session, MARKER, b"\x01")
+                self._heads, self._connection = pkcs11_head.read(seat.session), self._sessions.connections
             self.held()
         except RonError:
             self.close()
@@ -83,18 +88,36 @@ class Pkcs11Backend:
         """Log out."""
         self._sessions.close()
         self._known.clear()
+        self._heads = None
 
     def probe(self) -> None:
-        """Raises `RonError` (StoreUnavailable) unless the token is there with our mark; reconnects when it is time."""
+        """Raises `RonError` (StoreUnavailable) unless the token is there with our mark; reconnects when it is time.
+
+        `RolledBackError` where an older copy of it came back.
+        """
         with self._sessions.seat() as seat:
             objects.check_present(seat.session)
+            if self._connection != self._sessions.connections:
+                self._look_again(seat)
+
+    def head(self) -> tuple[int, bytes]:
+        """How many changes the token has seen of ours, for the audit log: as it was when it was looked at last."""
+        newest = pkcs11_head.newest(self._seen_heads())
+        return heads.told(self.name, newest.counter, newest.digest)
+
+    def check_head(self, counter: int, digest: bytes) -> None:
+        """Raises `RolledBackError` unless this is the token whose `head` was (counter, digest), then or later."""
+        seen = self._seen_heads()
+        known = heads.own(self.name, counter, digest)
+        if known is not None and not pkcs11_head.knows(seen, *known):
+            raise heads.older(self.name, pkcs11_head.newest(seen).counter, known.counter)
 
     def held(self) -> Sequence[Held]:
         """Read anew from the token: another host may share it. Raises `DamagedRecordError`."""
         with self._sessions.seat() as seat:
             objects.check_present(seat.session)
-            found = [(str(o[Attribute.LABEL]), bytes(o[Attribute.VALUE])) for o in objects.all_data(seat.session)]
-        records = [decode(value, label) for label, value in found if label != MARKER]
+            found = [(objects.label_of(one), objects.value_of(one)) for one in objects.all_data(seat.session)]
+        records = [decode(value, label) for label, value in found if label not in (MARKER, pkcs11_head.LABEL)]
         known = {record.held("").kid: record for record in records}
         self._known = known
         return [record.held(self._class) for record in known.values()]
@@ -110,6 +133,7 @@ class Pkcs11Backend:
             objects.clear(seat.session, kid)
             try:
                 record = KeyRecord(kid=str(kid), halves=tuple(self._make(seat, kid, alg) for alg in algs))
+                self._count(seat, b"+" + str(kid).encode())
                 objects.put(seat.session, str(kid), encode(record))
             except (RonError, PKCS11Error):
                 # nobody may come back for this kid
@@ -125,10 +149,11 @@ class Pkcs11Backend:
         with self._sessions.seat() as seat:
             half = self._record(seat, kid).half(alg)
             if half.where == "token":
-                return self._with_key(seat, kid, ObjectClass.PRIVATE_KEY, lambda key: objects.eddsa(key, message))
+                made = self._with_key(seat, kid, ObjectClass.PRIVATE_KEY, lambda key: objects.eddsa(key, message))
+                return _checked(kid, half, message, made)
             seed = self._unseal(seat, kid, half)
-        with seeds.wiped(seed):
-            return seeds.sign(alg, seed, message)
+        with seeds.wiped(seed), _of_this_key(kid):
+            return seeds.sign(alg, seed, message, half.public)
 
     def unwrap(self, kid: Kid, suite: str, envelope: bytes, info: bytes) -> bytes:
         """Here, with seeds that the token unsealed for this call. Raises BadRequest for a changed envelope."""
@@ -137,13 +162,15 @@ class Pkcs11Backend:
         with self._sessions.seat() as seat:
             record = self._record(seat, kid)
             opened = {alg: self._unseal(seat, kid, record.half(alg)) for alg in wanted.algs}
-        with seeds.wiped(*opened.values()):
-            return seeds.unwrap(wanted, opened, envelope, info)
+        publics = {alg: record.half(alg).public for alg in opened}
+        with seeds.wiped(*opened.values()), _of_this_key(kid):
+            return seeds.unwrap(wanted, opened, publics, envelope, info)
 
     def destroy(self, kid: Kid) -> None:
         """The keys go first: with the sealing key every copy of what it sealed is lost too. The record goes last."""
         with self._making, self._sessions.seat() as seat:
             objects.check_present(seat.session)
+            self._count(seat, b"-" + str(kid).encode())
             objects.clear(seat.session, kid)
             record = objects.data(seat.session, str(kid))
             if record is not None:
@@ -174,6 +201,22 @@ class Pkcs11Backend:
             raise unavailable("the token was not opened")
         return self._sessions.token
 
+    def _seen_heads(self) -> list[TokenHead]:
+        if self._heads is None:
+            raise unavailable("the token was not opened")
+        return self._heads
+
+    def _look_again(self, seat: Seat) -> None:
+        """It was away in between. Raises `RolledBackError` each time, until what we knew is there again."""
+        found = pkcs11_head.read(seat.session)
+        before = pkcs11_head.newest(self._seen_heads())
+        if not pkcs11_head.knows(found, before.counter, before.digest):
+            raise heads.older(self.name, pkcs11_head.newest(found).counter, before.counter)
+        self._heads, self._connection = found, self._sessions.connections
+
+    def _count(self, seat: Seat, change: bytes) -> None:
+        self._heads = [pkcs11_head.count(seat.session, change)]
+
     def _make(self, seat: Seat, kid: Kid, alg: Alg) -> HalfRecord:
         if alg is Alg.ED25519 and {Mechanism.EDDSA, Mechanism.EC_EDWARDS_KEY_PAIR_GEN} <= self._mechanisms:
             return HalfRecord(alg=alg, public=objects.make_ed25519(seat.session, kid), where="token")
@@ -197,7 +240,7 @@ class Pkcs11Backend:
             if found is None:
                 objects.check_present(seat.session)
                 raise not_found(f"the token has no key {kid_hash(str(kid))}")
-            record = self._known[kid] = decode(bytes(found[Attribute.VALUE]), str(kid))
+            record = self._known[kid] = decode(objects.value_of(found, str(kid)), str(kid))
         return record
 
     def _unseal(self, seat: Seat, kid: Kid, half: HalfRecord) -> bytearray:
@@ -234,6 +277,26 @@ class Pkcs11Backend:
             self._known.pop(kid, None)
             raise _gone(kid) from None
         return use(seat.found[at])
+
+
+def _checked(kid: Kid, half: HalfRecord, message: bytes, signature: bytes) -> bytes:
+    """The token's signature, when it is one of this key: a module that errs, or keys that were exchanged in the token,
+    would otherwise speak in its name. 50 µs beside the token's own time."""
+    if not signing.verify(half.alg, half.public, message, signature):
+        raise RonError(
+            ErrorCode.INTERNAL,
+            f"the token signed otherwise than with the key {kid_hash(str(kid))}",
+            hint="stop using the token, and look at it; see docs/kms/backends.rst",
+        )
+    return signature
+
+
+@contextmanager
+def _of_this_key(kid: Kid) -> Iterator[None]:
+    try:
+        yield
+    except seeds.ForeignSeedError:
+        raise DamagedRecordError(str(kid)) from None
 
 
 def _gone(kid: Kid) -> RonError:

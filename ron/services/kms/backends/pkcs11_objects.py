@@ -6,8 +6,9 @@ Whatever the module raises passes. Blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from blake3 import blake3
 from pkcs11 import (
@@ -38,7 +39,16 @@ from pkcs11.exceptions import (
 from ron.crypto import signing
 from ron.proto.errors import ErrorCode, RonError
 from ron.proto.kms import Alg, Kid
-from ron.services.kms.backends.pkcs11_records import APPLICATION, MARKER, HalfRecord, kid_hash, object_id
+from ron.services.kms.backends.pkcs11_records import (
+    APPLICATION,
+    MARKER,
+    DamagedRecordError,
+    HalfRecord,
+    kid_hash,
+    object_id,
+)
+
+T = TypeVar("T")
 
 # The curve's name, or its object identifier (PKCS#11 3.0, elliptic curves): SoftHSM 2.6 takes both, others one of them,
 # and each says in its own way that it does not
@@ -62,6 +72,28 @@ _SHOWN = (
     Attribute.NEVER_EXTRACTABLE,
     Attribute.LOCAL,
 )
+
+
+# How python-pkcs11 fails over an attribute that is not of its type: text that is no UTF-8, a flag of two bytes.
+MALFORMED = (ValueError, TypeError, struct.error)
+
+
+def understood(read: Callable[[], T], label: str = "") -> T:
+    """What `read` makes of the token's answer. Raises `DamagedRecordError` for one that cannot be read."""
+    try:
+        return read()
+    except MALFORMED:
+        raise DamagedRecordError(label) from None
+
+
+def value_of(found: Object, label: str = "") -> bytes:
+    """CKA_VALUE of a data object of ours. Raises `DamagedRecordError`."""
+    return understood(lambda: bytes(found[Attribute.VALUE]), label)
+
+
+def label_of(found: Object) -> str:
+    """CKA_LABEL. Raises `DamagedRecordError`."""
+    return understood(lambda: str(found[Attribute.LABEL]))
 
 
 def check_present(session: Session) -> None:
@@ -150,7 +182,7 @@ def _make_pair(session: Session, kid: Kid, params: bytes) -> bytes:
         id=object_id(kid),
         private_template={Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False, Attribute.PRIVATE: True},
     )
-    return point_bytes(bytes(public[Attribute.EC_POINT]))
+    return point_bytes(understood(lambda: bytes(public[Attribute.EC_POINT]), str(kid)))
 
 
 def point_bytes(raw: bytes) -> bytes:
@@ -179,5 +211,5 @@ def describe_half(session: Session, kid: Kid, half: HalfRecord) -> dict[str, obj
     """Where it is, and what the token says of the key that is or that seals it. Raises `NoSuchKey`."""
     kind = ObjectClass.PRIVATE_KEY if half.where == "token" else ObjectClass.SECRET_KEY
     key = find(session, kid, kind)
-    shown = {attribute.name.lower(): bool(key[attribute]) for attribute in _SHOWN}
+    shown = understood(lambda: {one.name.lower(): bool(key[one]) for one in _SHOWN}, str(kid))
     return {"alg": half.alg.value, "where": half.where, "public_b3": blake3(half.public).hexdigest(), **shown}

@@ -36,12 +36,16 @@ from ron.services.kms.backends.errors import LockedError
 
 CHECKOUT_S = 2.0
 """A call to a backend has two seconds in all (CONCURRENCY §5)."""
+HANG_S = 2.0
+"""A call that is in the module for longer hangs: nobody waits behind it any more."""
 BACKOFF_BASE_S = 0.1
 BACKOFF_CEILING_S = 5.0
 # python-pkcs11 calls C_Initialize(NULL): a module may take it that one thread calls it. The proxy of p11-kit locks
 # all the same, and passes CKF_OS_LOCKING_OK on to the module behind it. Its client (p11-kit-client.so) is not meant: of
 # several threads that wait for a server that is killed, some wait for ever (seen with 0.24.1).
 _PROXY = "libp11-kit.so"
+# A library that is none, or a token whose own name is no text, is as good as none.
+_NO_CONNECTION = (PKCS11Error, ValueError, RuntimeError, OSError)
 _BAD_PIN = (PinIncorrect, PinLocked, PinExpired, PinInvalid, PinLenRange, UserPinNotInitialized)
 _log = Logger(namespace="ron.kms.pkcs11")
 
@@ -61,14 +65,15 @@ class TokenAddress(NamedTuple):
 
 class Seat:
     """A session in one caller's hands, and the keys it found there. age: which destroy it knows of (a handle may come
-    to mean another key after one)."""
+    to mean another key after one). since_s: when it was taken."""
 
-    __slots__ = ("age", "found", "session")
+    __slots__ = ("age", "found", "session", "since_s")
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.found: dict[tuple[str, ObjectClass], pkcs11.Key] = {}
         self.age = 0
+        self.since_s = 0.0
 
 
 def pin_from_env(name: str, *, allow_unlocked: bool = False) -> SecretBuffer:
@@ -85,7 +90,9 @@ def pin_from_env(name: str, *, allow_unlocked: bool = False) -> SecretBuffer:
 class Sessions:
     """The pool. now: seconds that never go back. on_reconnect: called after each connection but the first.
 
-    One of these for a module and process: `C_Finalize` ends the sessions of all.
+    A token may hang instead of failing: a call goes into the module and does not come back. Nothing can end it. Who
+    waits behind it is refused after checkout_s, and once it is there for hang_s, at once; when it comes back, all goes
+    on. connections: how many there were. One of these for a module and process: `C_Finalize` ends the sessions of all.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class Sessions:
         pin: SecretBuffer,
         *,
         checkout_s: float = CHECKOUT_S,
+        hang_s: float = HANG_S,
         now: Callable[[], float] = time.monotonic,
         backoff: Backoff | None = None,
         on_reconnect: Callable[[], None] = lambda: None,
@@ -101,6 +109,7 @@ class Sessions:
         self._address = address
         self._pin = pin
         self._checkout_s = checkout_s
+        self._hang_s = hang_s
         self._now = now
         self._backoff = backoff or Backoff(base_s=BACKOFF_BASE_S, ceiling_s=BACKOFF_CEILING_S)
         self._on_reconnect = on_reconnect
@@ -110,6 +119,10 @@ class Sessions:
         self._out = 0
         self._open = self._up = self._connecting = self._was_up = self._refused = False
         self._not_before = 0.0
+        self._connecting_since_s = 0.0
+        self._taken: set[Seat] = set()
+        self._hung = False
+        self.connections = 0
         self.token: Token | None = None
 
     def open(self) -> None:
@@ -160,16 +173,54 @@ class Sessions:
 
     def _take(self) -> Seat:
         with self._cond:
+            self._refuse_behind_a_hang()
             if not self._cond.wait_for(self._decided, timeout=self._checkout_s):
+                self._refuse_behind_a_hang()
                 raise unavailable(f"no session of the token came free in {self._checkout_s:g} s")
             if not self._open:
                 raise unavailable("the token was closed")
             if self._up:
-                self._out += 1
-                return self._idle.pop()
+                return self._handed_out(self._idle.pop())
             self._refuse_early()
-            self._connecting = True
+            self._connecting, self._connecting_since_s = True, self._now()
         return self._connect()
+
+    def _handed_out(self, seat: Seat) -> Seat:
+        seat.since_s = self._now()
+        self._taken.add(seat)
+        self._out += 1
+        return seat
+
+    @property
+    def hangs_s(self) -> float:
+        """For how long a call has kept everybody from the token, seconds; 0 while others could have a session.
+
+        A token that answers slowly looks the same for a moment.
+        """
+        if self._connecting:
+            return self._now() - self._connecting_since_s
+        if self._idle or not self._taken:
+            return 0.0
+        # copied: it is read from other threads
+        return self._now() - max((seat.since_s for seat in tuple(self._taken)), default=self._now())
+
+    def _refuse_behind_a_hang(self) -> None:
+        hangs_s = self.hangs_s
+        if hangs_s < self._hang_s:
+            return
+        if not self._hung:
+            self._hung = True
+            _log.warn("the token hangs", event="kms_backend_error", backend="pkcs11", why="hang")
+        error = unavailable(
+            f"the token has not answered for {hangs_s:.0f} s", "see docs/kms/runbook.rst, backend outage"
+        )
+        error.retry_after_s = max(1, round(BACKOFF_CEILING_S))
+        raise error
+
+    def _answered(self) -> None:
+        if self._hung:
+            self._hung = False
+            _log.info("the token answers again", event="kms_backend_reconnected", backend="pkcs11")
 
     def _decided(self) -> bool:
         if not self._open or self._up:
@@ -193,10 +244,11 @@ class Sessions:
     def _connect(self) -> Seat:
         try:
             seats = self._sit_down()
-        except PKCS11Error as error:
+        except _NO_CONNECTION as error:
             with self._cond:
                 self._connecting, self._refused = False, isinstance(error, _BAD_PIN)
                 self._later()
+                self._answered()
                 self._cond.notify_all()
             _log.warn("no way to the token: {why}", event="kms_backend_error", backend="pkcs11", why=_name(error))
             if self._refused:
@@ -204,9 +256,12 @@ class Sessions:
             raise unavailable("the token cannot be reached", "is there a token of that label?") from error
         with self._cond:
             again, self._was_up = self._was_up, True
-            self._connecting, self._up, self._out = False, True, 1
+            self._connecting, self._up, self._out = False, True, 0
+            self._taken.clear()
             self._all, self._idle = list(seats), seats
-            first = seats.pop()
+            self.connections += 1
+            first = self._handed_out(seats.pop())
+            self._answered()
             self._cond.notify_all()
         if again:
             _log.info("the token is back", event="kms_backend_reconnected", backend="pkcs11")
@@ -231,6 +286,8 @@ class Sessions:
         """whole: it worked; None: nobody can say, for the caller's own error ended it."""
         with self._cond:
             self._out -= 1
+            self._taken.discard(seat)
+            self._answered()
             if whole is False and self._up and seat in self._all:
                 self._up = False
                 self._idle.clear()
@@ -254,6 +311,6 @@ class Sessions:
             pkcs11.lib(self._address.module_path).finalize()
 
 
-def _name(error: PKCS11Error) -> str:
+def _name(error: Exception) -> str:
     # the class only: some modules put what they were given into the text
     return type(error).__name__

@@ -31,9 +31,22 @@ def public_of(alg: Alg, seed: bytearray) -> bytes:
     return bytes(wrapping.PrivateHalves({alg: seed}).publics[alg])
 
 
-def sign(alg: Alg, seed: bytearray, message: bytes) -> bytes:
-    """As the port has it. Raises `RonError` (Unsupported) for an algorithm that does not sign."""
-    return signing.private_half(alg, seed, allow_unlocked=True).sign(message)
+class ForeignSeedError(ValueError):
+    """What was unsealed is not the seed of this key."""
+
+
+def sign(alg: Alg, seed: bytearray, message: bytes, public: bytes) -> bytes:
+    """As the port has it. public: what everybody knows of the key.
+
+    Raises `ForeignSeedError` where `seed` grows to another key: hardware that errs, or lies, signs nothing. `RonError`
+    (Unsupported) for an algorithm that does not sign.
+    """
+    signing.check_signs(alg)
+    _check_length(alg, seed)
+    half = signing.private_half(alg, seed, allow_unlocked=True)
+    if half.public != public:
+        raise ForeignSeedError
+    return half.sign(message)
 
 
 def suite_of(name: str) -> Suite:
@@ -50,9 +63,17 @@ def check_envelope(kid: Kid, envelope: bytes) -> None:
         raise bad_request("the envelope is of another version of the key")
 
 
-def unwrap(suite: Suite, opened: Mapping[Alg, bytearray], envelope: bytes, info: bytes) -> bytes:
-    """What was wrapped to these halves. Raises `RonError` (BadRequest) for an envelope that was changed."""
-    return wrapping.PrivateHalves(opened).open(suite, envelope, info)
+def unwrap(
+    suite: Suite, opened: Mapping[Alg, bytearray], publics: Mapping[Alg, bytes], envelope: bytes, info: bytes
+) -> bytes:
+    """What was wrapped to these halves, whose public bytes are `publics`. Raises `RonError` (BadRequest) for a changed
+    envelope, `ForeignSeedError` as `sign`."""
+    for alg, seed in opened.items():
+        _check_length(alg, seed)
+    halves = wrapping.PrivateHalves(opened)
+    if any(bytes(halves.publics[alg]) != publics[alg] for alg in opened):
+        raise ForeignSeedError
+    return halves.open(suite, envelope, info)
 
 
 @contextmanager
@@ -63,3 +84,8 @@ def wiped(*taken: bytearray) -> Iterator[None]:
     finally:
         for seed in taken:
             seed[:] = bytes(len(seed))
+
+
+def _check_length(alg: Alg, seed: bytearray) -> None:
+    if len(seed) != SEED_BYTES[alg]:
+        raise ForeignSeedError

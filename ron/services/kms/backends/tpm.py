@@ -236,7 +236,7 @@ class TpmBackend:
         return f"<TpmBackend {self._file!r}>"
 
     def _about(self, kid: Kid | None) -> dict[str, object]:
-        counter, digest = self._file.head()
+        counter, digest = self._file.change()
         about: dict[str, object] = {"store": {"change": counter, "digest": digest.hex()}}
         if kid is not None:
             self._file.attest(kid)
@@ -250,7 +250,7 @@ class TpmBackend:
 
     def _settle(self) -> None:
         """Bring the TPM's count to the store's, which a kill may have left one ahead. Raises `RolledBackError`."""
-        ours, _digest = self._file.head()
+        ours, _digest = self._file.change()
         seen = self._unlock.changes()
         if ours == seen + 1:
             # that change was told to nobody before: to count it now, or to lose it, are both what a kill may do

@@ -52,8 +52,8 @@ def _kid(change: Mapping[str, str], scope: str) -> None:
 
 
 def _signers(change: Mapping[str, str], _scope: str) -> None:
-    if set(change) != {"signers", "threshold"} or change["threshold"] not in map(str, range(1, 17)):
-        raise bad_request("the change is signers=role:public,… and threshold=N")
+    if set(change) - {"group"} != {"signers", "threshold"} or change["threshold"] not in map(str, range(1, 17)):
+        raise bad_request("the change is signers=role:public,… and threshold=N, and group=… with a joint key")
     parse_signers(change["signers"])
 
 

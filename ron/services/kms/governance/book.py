@@ -29,6 +29,7 @@ MAX_RECORDS = 20_000
 # Kept for votes and freezes when proposals are turned away already
 RESERVE = 2_000
 NO_RECORD = "0" * 64
+BOOK_ID_LENGTH = 32
 Kind = Literal["genesis", "propose", "state", "event"]
 Event = Literal["", "carry", "expire", "execute", "use", "return", "lapse", "thaw"]
 
@@ -135,7 +136,7 @@ class Book:
         if record.seq != len(self) or record.prev != self.head:
             raise conflict("another record came in between")
         if not self.room(vital=True):
-            raise unavailable("the book of governance is full", "archive it, and begin a new one with its signers")
+            raise unavailable("the book of governance is full", "archive it, and begin a new one (docs/kms/audit.rst)")
         line = canonical(record)
         if self._directory is not None:
             self._write(line + b"\n")
@@ -147,6 +148,19 @@ class Book:
             raise conflict(
                 "the book of governance is older than the audit log says", "put the newest copy back in its place"
             )
+
+    def archived(self, book: str) -> Book:
+        """The one of that name that was in this folder before: `<name>.jsonl`, read and let go of. Raises `RonError`
+        (Conflict) where there is none, StoreUnavailable where it is not whole."""
+        path = self._directory / f"{book}.jsonl" if self._directory is not None and is_book(book) else None
+        if path is None or not path.is_file():
+            raise conflict(
+                "the audit log knows another book of governance", "put it back, or its archived copy beside this one"
+            )
+        found = Book(None)
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            found._check(line)
+        return found
 
     def _took(self, line: bytes, record: Record) -> None:
         self._hashes.append(digest(line).hex())
@@ -194,6 +208,11 @@ class Book:
         if record.seq != len(self) or record.prev != self.head or record.at < self._at:
             raise _not_whole(len(self), "it does not follow the one before it")
         self._took(line, record)
+
+
+def is_book(name: str) -> bool:
+    """Can that be a book's name? It becomes one of a file."""
+    return len(name) == BOOK_ID_LENGTH and set(name) <= set("0123456789abcdef")
 
 
 def _not_whole(seq: int, why: str) -> RonError:

@@ -6,17 +6,26 @@ In: records, in order. Out: the cases, who decides, what is frozen, which verify
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 from ron.proto.errors import RonError, bad_request, conflict, not_found
-from ron.proto.governance import Proposal, Role, SignedObject, Signer, SignerSet, Statement
+from ron.proto.governance import Proposal, Role, SignedObject, Signer, SignerSet, Statement, Verb
+from ron.services.kms.governance import joint
 from ron.services.kms.governance.actions import RULES
+from ron.services.kms.governance.appeals import MAX_DISPUTES, VERBS, Dispute, said
 from ron.services.kms.governance.book import Record
 from ron.services.kms.governance.canonical import digest
-from ron.services.kms.governance.proposals import LONGEST_FOR_S, Case, check_proposal, moved, opened_lock, voted
+from ron.services.kms.governance.proposals import (
+    LONGEST_FOR_S,
+    Case,
+    check_proposal,
+    moved,
+    opened_lock,
+    voted,
+    voted_jointly,
+)
 from ron.services.kms.governance.signers import (
-    AUDITOR,
     MACRONODE,
     MICRONODE,
     Profile,
@@ -31,8 +40,6 @@ MAX_OPEN = 64
 MAX_OPEN_EACH = 16
 # What one signer may fill the book with, before the others have noticed and replaced them
 MAX_WEEKLY_EACH = 200
-MAX_DISPUTES = 500
-MAX_TIMES = 4
 
 
 class Freeze(NamedTuple):
@@ -40,15 +47,6 @@ class Freeze(NamedTuple):
 
     proposal: str
     since: int
-
-
-class Dispute(NamedTuple):
-    """A mark; times: how often it was made. resolution: what was published about it, None while it is open."""
-
-    statement: Statement
-    at: int
-    times: int = 1
-    resolution: str | None = None
 
 
 class Change(NamedTuple):
@@ -147,40 +145,41 @@ class Ledger:
 
     def _state(self, signed: SignedObject, at: int) -> Change:
         signers = self.deciders()
+        if joint.is_joint(signed, signers):
+            return self._joint_state(signed, signers, at)
         statement, one = opened(signed, Statement, signers)
         self._check_book(statement.book)
         if statement.signer != signed.key_id:
             raise refused("one signer speaks for another")
-        if statement.verb in ("dispute", "resolve"):
+        if statement.verb in VERBS:
             return self._dispute(statement, one, at)
         case = self.case(statement.proposal)
         after = voted(case, statement, signed.signature, signers, at, self.profile)
+        return self._voted(statement.verb, case, after, at)
+
+    def _joint_state(self, signed: SignedObject, signers: SignerSet, at: int) -> Change:
+        statement = joint.opened(signed, signers)
+        self._check_book(statement.book)
+        case = self.case(statement.proposal)
+        after = voted_jointly(case, statement, signed.signature, signers, at, self.profile)
+        return self._voted(statement.verb, case, after, at)
+
+    def _voted(self, verb: Verb, before: Case, after: Case | None, at: int) -> Change:
         if after is None:
-            return Change(statement.verb, case, None)
+            return Change(verb, before, None)
         if after.state == "approved" and RULES[after.proposal.action].at_once:
             after = moved(after, "execute", at)
-        return self._keeping(statement.verb, after, at)
+        return self._keeping(verb, after, at)
 
     def _dispute(self, statement: Statement, one: Signer, at: int) -> Change:
-        if one.role != AUDITOR or statement.role != AUDITOR:
-            raise refused("disputes are marked and resolved by an auditor")
-        if not (statement.subject and statement.reason) or statement.proposal or statement.digest:
-            raise bad_request("a dispute names its subject and a reason, and no proposal", "--subject request:ID")
-        known = self.disputes.get(statement.subject)
-        if statement.verb == "resolve":
-            if known is None or known.resolution is not None:
-                raise conflict("there is no open dispute about this")
-            made = known._replace(resolution=statement.reason)
-        else:
-            if known is not None and known.resolution is None:
-                return Change("dispute", None, None)
-            times = known.times + 1 if known is not None else 1
-            if times > MAX_TIMES or len(self.disputes) >= MAX_DISPUTES:
-                raise conflict("too many disputes are marked", "resolve it among people, and archive the book")
-            made = Dispute(statement, at, times)
+        subject = statement.subject
+        room = subject in self.disputes or len(self.disputes) < MAX_DISPUTES
+        made = said(statement, one, self.disputes.get(subject), at, room=room)
+        if made is None:
+            return Change(statement.verb, None, None)
 
         def commit() -> None:
-            self.disputes[statement.subject] = made
+            self.disputes[subject] = made
 
         return Change(statement.verb, None, commit)
 
@@ -269,7 +268,8 @@ class Ledger:
         """The signers that a `signers` proposal names. Raises `RonError` for a set that may not decide."""
         members = cast(list[tuple[Role, str]], parse_signers(proposal.change["signers"]))
         threshold = int(proposal.change["threshold"])
-        return signer_set(members, threshold, at, profile=self.profile, before=self.signers)
+        group = proposal.change.get("group", "")
+        return signer_set(members, threshold, at, profile=self.profile, before=self.signers, group=group)
 
     def _rotate(self, after: SignerSet, by: str, at: int) -> None:
         self.signers = after
@@ -305,3 +305,23 @@ def apply(ledger: Ledger, record: Record) -> None:
     change = prepared(ledger, record)
     if change.commit is not None:
         change.commit()
+
+
+def check_successor(archived: Sequence[Record], first: Record) -> None:
+    """May a book that begins with `first` follow one that had `archived`? Raises `RonError` (Conflict) unless the same
+    people decide in it, and nothing that was decided for longer than a moment is forgotten by it."""
+    before = Ledger()
+    for record in archived:
+        apply(before, record)
+    start = first.genesis
+    if start is None or _who(start.signers) != _who(before.deciders()):
+        raise conflict(
+            "the book of governance begins with others than its archived one ended with", "change that first"
+        )
+    if before.freezes or before.pq_modes:
+        raise conflict("what the archived book had frozen or decided would be gone", "take it back in that book first")
+
+
+def _who(signers: SignerSet) -> tuple[object, ...]:
+    """Who decides, whenever they became so."""
+    return {(one.role, one.public) for one in signers.members}, signers.threshold, signers.group

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ron.kernel.units import DAY_S, HOUR_S, MINUTE_S
 from ron.proto.errors import bad_request, conflict
-from ron.proto.governance import Proposal, Signer, SignerSet, State, Statement
+from ron.proto.governance import JointStatement, Proposal, Signer, SignerSet, State, Statement
+from ron.services.kms.governance import joint
 from ron.services.kms.governance.actions import RULES, check_action
 from ron.services.kms.governance.signers import AUDITOR, Profile, counts, key_id, member, refused, set_digest
 
@@ -40,10 +41,16 @@ TRANSITIONS: dict[tuple[State, str], State] = {
 class Vote(NamedTuple):
     """at: when the service took it, Unix seconds. counted: of the set that decides, and not too old a key."""
 
-    statement: Statement
+    statement: Statement | JointStatement
     signature: str
     at: int
     counted: bool
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """The ids of those who said it; of a joint one, those that it names."""
+        said = self.statement
+        return said.by if isinstance(said, JointStatement) else (said.signer,)
 
 
 class Case(NamedTuple):
@@ -65,8 +72,10 @@ class Case(NamedTuple):
 
     @property
     def approvals(self) -> int:
-        """Members for it, the auditor not among them."""
-        return sum(vote.counted and vote.statement.verb == "approve" for vote in self.votes)
+        """Members for it, the auditor not among them: each counts once, by themselves or in a joint vote."""
+        return len(
+            {who for vote in self.votes if vote.counted and vote.statement.verb == "approve" for who in vote.signers}
+        )
 
     @property
     def refusals(self) -> int:
@@ -122,7 +131,7 @@ def voted(
     if one is None or one.role != statement.role:
         raise refused(f"this signer is no {statement.role}", "--role is the one of the signer's key")
     _check_words(case, statement, at)
-    earlier = [vote.statement.verb for vote in case.votes if vote.statement.signer == statement.signer]
+    earlier = [vote.statement.verb for vote in case.votes if statement.signer in vote.signers]
     if statement.verb in earlier:
         return None
     if set(earlier) - {"submit"}:
@@ -145,6 +154,25 @@ def voted(
     return _decided(case._replace(votes=(*case.votes, vote)), signers, at)
 
 
+def voted_jointly(
+    case: Case, statement: JointStatement, signature: str, signers: SignerSet, at: int, profile: Profile
+) -> Case | None:
+    """The case after several signers approved it with their joint key, None when that was said before. Raises
+    `RonError`: also where one of those who are named is against it, or too old to count."""
+    _check_words(case, statement, at)
+    if any(vote.statement == statement for vote in case.votes):
+        return None
+    named = joint.named(statement, signers)
+    others = {who for vote in case.votes if vote.statement.verb not in ("submit", "approve") for who in vote.signers}
+    if others & set(statement.by):
+        raise conflict("a signer who is named has voted otherwise already", "a vote stands; propose anew")
+    if not all(counts(one, at, profile) for one in named):
+        raise refused("a signer who is named has a key that does not count", "rotate it: action signers")
+    if case.state != "pending":
+        raise conflict(f"this proposal is {case.state}", "its author submits a draft; an approved one is executed")
+    return _decided(case._replace(votes=(*case.votes, Vote(statement, signature, at, True))), signers, at)
+
+
 def opened_lock(case: Case, signers: SignerSet, at: int) -> Case:
     """The tie-break's 48 hours are over and it counts. Raises `RonError` (Conflict) when they are not."""
     tie = case.tiebreak
@@ -164,8 +192,8 @@ def _decided(case: Case, signers: SignerSet, at: int) -> Case:
     return case
 
 
-def _check_words(case: Case, statement: Statement, at: int) -> None:
-    if statement.digest != case.digest or statement.subject:
+def _check_words(case: Case, statement: Statement | JointStatement, at: int) -> None:
+    if statement.digest != case.digest or (isinstance(statement, Statement) and statement.subject):
         raise refused("this vote is for something else than this proposal", "look at it again and vote anew")
     if not case.proposal.created_at - SKEW_S <= statement.at <= at + SKEW_S:
         raise bad_request("this vote is of another time than its proposal", "one of the clocks is wrong")

@@ -22,11 +22,12 @@ from ron.proto.clock import rfc3339
 from ron.proto.errors import ErrorCode, RonError, bad_request, unavailable
 from ron.proto.governance import SignedObject, SignerSet
 from ron.services.kms.governance.actions import GLOBAL, TENANT
+from ron.services.kms.governance.appeals import VERBS
 from ron.services.kms.governance.book import Book, Genesis, Kind, Record
 from ron.services.kms.governance.hours import Hours
-from ron.services.kms.governance.ledger import Change, Ledger, apply, prepared
+from ron.services.kms.governance.ledger import Change, Ledger, apply, check_successor, prepared
 from ron.services.kms.governance.proposals import DEADLOCK_S, LOCK_S, Case
-from ron.services.kms.governance.signers import refused, statement_of
+from ron.services.kms.governance.signers import refused, statement_of, who_signed
 from ron.services.kms.ports import AuditEntry
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ TICK_S = 15.0
 _log = Logger(namespace="ron.kms")
 FREEZE = "freeze"
 _DEADLOCK, _LOCK = "deadlock", "lock"
+# What records of governance in the audit log say of its book: which it is, how many records it had, the newest's hash.
+BOOK, BOOK_RECORDS, BOOK_HEAD = "book", "book_records", "book_head"
+_PUT_BACK = "put the newest copy back in its place"
 
 
 class Governance:
@@ -66,6 +70,8 @@ class Governance:
         self._untold: list[Record] = []
         self._timer: IDelayedCall | None = None
         self._stopped = False
+        # why the book is not believed
+        self._doubt = ""
         self.book = book
         self.ledger = Ledger()
         self.hours = Hours(clock, now)
@@ -130,10 +136,29 @@ class Governance:
         """Carry out what was approved, or have its permission ready; again changes nothing. Raises `RonError`."""
         return self._case(await self._act("event", actor, event="execute", proposal=proposal))
 
-    def expect(self, records: int, head: str) -> None:
-        """Raise `RonError` (Conflict) for a book older than what the audit log says: `book_records` and `book_head` of
-        its newest governance event."""
-        self.book.expect(records, head)
+    def compare(self, said: Mapping[str, object]) -> None:
+        """said: what the newest record of the audit log that tells of a book says of it, nothing where none does.
+
+        Raises `RonError` (Conflict) for a book that is older than that, and for another that does not go on from it.
+        Then nothing is decided any more: told to the audit log, it would be believed at the next start.
+        """
+        if not said:
+            return
+        book, records, head = str(said[BOOK]), int(str(said[BOOK_RECORDS])), str(said[BOOK_HEAD])
+        try:
+            if book == self.ledger.book:
+                self.book.expect(records, head)
+            else:
+                archived = self.book.archived(book)
+                archived.expect(records, head)
+                check_successor(archived.records, self.book.records[0])
+        except RonError as error:
+            self._doubt = error.message
+            raise
+
+    def _check_doubt(self) -> None:
+        if self._doubt:
+            raise unavailable(self._doubt, _PUT_BACK)
 
     # what the service asks (`Quorum`)
 
@@ -250,6 +275,7 @@ class Governance:
 
     def _note(self, record: Record) -> None:
         """Write down a permission's use at once; the audit log hears of it as soon as it can."""
+        self._check_doubt()
         if self._waiting is not None:
             raise unavailable("a decision is being written down", "come back in a moment")
         change = self.ledger.prepare(record)
@@ -264,6 +290,7 @@ class Governance:
         Deferred.fromCoroutine(self.settle()).addErrback(_unsettled)
 
     async def _settle(self) -> None:
+        self._check_doubt()
         while self._untold:
             await self._tell(self._untold[0])
             del self._untold[0]
@@ -280,19 +307,19 @@ class Governance:
         case = change.case if change is not None else self.ledger.cases.get(record.proposal)
         what = change.what if change is not None else (record.event or record.kind)
         extra: dict[str, str | int | bool] = {
-            "book": self.ledger.book or (record.genesis.book if record.genesis is not None else ""),
-            "book_records": record.seq + 1,
-            "book_head": self.book.hash_of(record.seq),
+            BOOK: self.ledger.book or (record.genesis.book if record.genesis is not None else ""),
+            BOOK_RECORDS: record.seq + 1,
+            BOOK_HEAD: self.book.hash_of(record.seq),
         }
         if record.signed is not None:
-            extra["signer"] = record.signed.key_id
+            extra |= who_signed(record.signed)
         tenant = ""
         if case is not None:
             proposal = case.proposal
             extra |= {"proposal": proposal.id, "action": proposal.action, "scope": proposal.scope, "state": case.state}
             tenant = proposal.scope.removeprefix(TENANT) if proposal.scope != GLOBAL else ""
-        if what in ("dispute", "resolve"):
-            extra["disputed"] = what == "dispute"
+        if what in VERBS:
+            extra["disputed"] = what != "resolve"
         return AuditEntry(
             op=f"governance.{what}", result="ok", ts=rfc3339(record.at), tenant=tenant, actor=record.actor, extra=extra
         )

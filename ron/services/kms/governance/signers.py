@@ -15,12 +15,15 @@ from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
 from ron.kernel.units import DAY_S, MINUTE_S
-from ron.proto.errors import ErrorCode, RonError, bad_request
-from ron.proto.governance import Role, SignedObject, Signer, SignerSet, Statement
+from ron.proto.errors import bad_request
+from ron.proto.governance import JointStatement, Role, SignedObject, Signer, SignerSet, Statement
+from ron.services.kms.governance import joint
 from ron.services.kms.governance.canonical import canonical, decode_canonical, digest
+from ron.services.kms.governance.naming import AUDITOR as AUDITOR
+from ron.services.kms.governance.naming import key_id as key_id
+from ron.services.kms.governance.naming import refused as refused
 
 T = TypeVar("T", bound=msgspec.Struct)
-AUDITOR: Role = "auditor"
 OWNER: Role = "policy-owner"
 SECOND: Role = "security-officer"
 ROLES: tuple[Role, ...] = (OWNER, SECOND, "custodian", AUDITOR)
@@ -39,12 +42,6 @@ MACRONODE = Profile(False, 60 * MINUTE_S, 90 * DAY_S)
 MICRONODE = Profile(True, 30 * MINUTE_S, 90 * DAY_S, 7 * DAY_S)
 
 
-def key_id(public: bytes | str) -> str:
-    """The name of a public key (32 bytes, or those in hex): 32 characters."""
-    raw = bytes.fromhex(public) if isinstance(public, str) else public
-    return digest(raw).hex()[:32]
-
-
 def signer_set(
     members: Sequence[tuple[Role, str]],
     threshold: int,
@@ -52,9 +49,10 @@ def signer_set(
     *,
     profile: Profile = MACRONODE,
     before: SignerSet | None = None,
+    group: str = "",
 ) -> SignerSet:
     """A set that may decide. members: role and public key in hex. before: the set it follows; who stays in their role
-    keeps their date. Raises `RonError` (BadRequest)."""
+    keeps their date. group: the joint key of those who vote, "" for none. Raises `RonError` (BadRequest)."""
     known = {(one.role, one.public): one.since for one in before.members} if before is not None else {}
     try:
         made = msgspec.convert(
@@ -65,6 +63,7 @@ def signer_set(
                 ],
                 "threshold": threshold,
                 "rotated_at": now,
+                "group": group,
             },
             SignerSet,
         )
@@ -81,6 +80,9 @@ def check_set(signers: SignerSet, profile: Profile) -> None:
         raise bad_request("one key is two signers", "give each role a key of its own")
     if not all(map(_is_key, publics)):
         raise bad_request("a signer's public key is no Ed25519 key")
+    if signers.group:
+        # of 2 or more by its nature
+        joint.check_group(signers.group, [(one.role, one.public) for one in signers.members], signers.threshold)
     voters = [one.role for one in signers.members if one.role != AUDITOR]
     if signers.threshold == 1 and profile.micronode:
         if sorted(voters) != sorted((OWNER, SECOND)):
@@ -104,7 +106,8 @@ def read_signers(content: bytes, now: int, *, profile: Profile = MACRONODE) -> S
         found = msgspec.json.decode(content, type=SignerSet)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise bad_request("this is no file of signers", "ronctl governance signers FILE.pub… --out FILE") from None
-    return signer_set([(one.role, one.public) for one in found.members], found.threshold, now, profile=profile)
+    members = [(one.role, one.public) for one in found.members]
+    return signer_set(members, found.threshold, now, profile=profile, group=found.group)
 
 
 def set_digest(signers: SignerSet) -> str:
@@ -160,14 +163,19 @@ def opened(signed: SignedObject, shape: type[T], signers: SignerSet) -> tuple[T,
     return decode_canonical(content, shape), one
 
 
-def statement_of(signed: SignedObject) -> Statement:
+def statement_of(signed: SignedObject) -> Statement | JointStatement:
     """What is said, by whomever: nothing is verified yet. Raises `RonError` (BadRequest)."""
-    return decode_canonical(signed.object.encode(), Statement)
+    content = signed.object.encode()
+    if joint.says_joint(content):
+        return decode_canonical(content, JointStatement)
+    return decode_canonical(content, Statement)
 
 
-def refused(message: str, hint: str | None = None) -> RonError:
-    """403: not allowed by the people who would have to."""
-    return RonError(ErrorCode.NO_CAPABILITY, message, hint=hint)
+def who_signed(signed: SignedObject) -> dict[str, str]:
+    """For the audit log: whose key it is, and whom a joint statement names. The object was opened before."""
+    content = signed.object.encode()
+    told = {"signer": signed.key_id}
+    return told | {"by": " ".join(decode_canonical(content, JointStatement).by)} if joint.says_joint(content) else told
 
 
 def _is_key(public: str) -> bool:

@@ -13,6 +13,7 @@ from ron.proto.governance import (
     DisputeView,
     FreezeView,
     GovernanceView,
+    JointStatement,
     LogAnswer,
     ProposalList,
     ProposalView,
@@ -22,6 +23,7 @@ from ron.proto.governance import (
     VoteView,
 )
 from ron.services.kms.governance.book import Book, Record
+from ron.services.kms.governance.joint import VOICE
 from ron.services.kms.governance.proposals import LOCK_S, Case, Vote
 from ron.services.kms.governance.quorum import FREEZE, Governance
 from ron.services.kms.governance.signers import counts, is_due, key_id, set_digest
@@ -61,6 +63,7 @@ def standing(governance: Governance) -> GovernanceView:
         disputes=disputes(governance),
         open=len(ledger.open_cases()),
         rotation_due=any(one.due for one in shown),
+        group=signers.group,
     )
 
 
@@ -81,7 +84,8 @@ def signer_views(governance: Governance) -> tuple[SignerView, ...]:
 
 
 def disputes(governance: Governance) -> tuple[DisputeView, ...]:
-    """What auditors have marked, and what came of it."""
+    """What auditors have marked, what is to be said of it next, and what came of it."""
+    at = governance.hours.unix()
     return tuple(
         DisputeView(
             subject=subject,
@@ -89,6 +93,9 @@ def disputes(governance: Governance) -> tuple[DisputeView, ...]:
             reason=one.statement.reason,
             at=rfc3339(one.at),
             resolution=one.resolution,
+            next=one.due.goal if one.due is not None else "",
+            until=rfc3339(one.due.until) if one.due is not None else "",
+            late=one.due is not None and at > one.due.until,
         )
         for subject, one in governance.ledger.disputes.items()
     )
@@ -149,12 +156,13 @@ def _vote(vote: Vote) -> VoteView:
     locked = rfc3339(vote.at + LOCK_S) if said.verb == "tiebreak" else None
     return VoteView(
         verb=said.verb,
-        role=said.role,
+        role=VOICE if isinstance(said, JointStatement) else said.role,
         key_id=said.signer,
         at=rfc3339(vote.at),
         reason=said.reason,
         signature=vote.signature,
         counts_from=locked,
+        by=vote.signers if isinstance(said, JointStatement) else (),
     )
 
 

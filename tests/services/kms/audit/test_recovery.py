@@ -16,13 +16,14 @@ from nacl.signing import SigningKey
 from twisted.trial.unittest import TestCase
 
 from ron.crypto.merkle import leaf_hash, verify_inclusion
-from ron.crypto.notes import Head, Kind, cosignature, cosigned_at, note_key
+from ron.crypto.notes import Head, Kind, cosignature, cosigned_at, note_key, parse_note, sign_note
 from ron.proto.errors import ErrorCode, RonError
 from ron.services.kms.audit import TransparencyLog
 from ron.services.kms.audit.checkpoints import Anchor
 from ron.services.kms.audit.recovery import Recovered, recover
 from ron.services.kms.audit.shelf import DiskShelf
 from ron.services.kms.audit.verify import read_keys
+from ron.services.kms.ports import Checkpoint
 from tests.services.kms.audit.support import ORIGIN, Held, Keys, entry, fill
 
 
@@ -343,7 +344,7 @@ class Whole(Case):
         secret = SigningKey(b"w" * 32)
         witness = note_key("witness.example/w", Kind.COSIGNATURE, bytes(secret.verify_key))
         text = Head(ORIGIN, latest.size, latest.root).text()
-        log.cosigned([cosignature(text, witness, lambda text: secret.sign(text).signature, 7)])
+        log.cosigned(latest, [cosignature(text, witness, lambda text: secret.sign(text).signature, 7)])
         await log.close()
         again = await self.opened()
         self.assertEqual(cosigned_at((again.latest() or latest).note, [witness]), {witness: 7})
@@ -351,9 +352,81 @@ class Whole(Case):
         # they are of that checkpoint alone
         await fill(again, 1)
         self.assertEqual(cosigned_at((await again.checkpoint()).note, [witness]), {})
+        self.assertEqual(again.witnessed(), log.witnessed())
         await again.close()
-        (self.held.directory / "cosigned.note").write_bytes(b"rubbish")
-        await (await self.opened()).close()
+        again = await self.opened()
+        seen = again.witnessed()
+        assert seen is not None
+        self.assertEqual((seen.size, cosigned_at(seen.note, [witness])), (latest.size, {witness: 7}))
+        await again.close()
+        for rubbish in (b"rubbish", sign_note(Head("other", 3, b"r" * 32).text(), self.held.keys.signers)):
+            (self.held.directory / "cosigned.note").write_bytes(rubbish)
+            again = await self.opened()
+            self.assertEqual((again.trouble, again.witnessed()), (None, None))
+            await again.close()
+
+    async def test_a_newer_one_with_fewer_cosignatures_takes_no_ones_place(self) -> None:
+        await self.grown(10)
+        log = await self.opened()
+        first = log.latest()
+        assert first is not None
+        log.cosigned(first, _cosigned(first, 1, 2), enough=2)
+        await fill(log, 5)
+        second = await log.checkpoint()
+        log.cosigned(second, _cosigned(second, 1), enough=2)
+        self.assertEqual((log.witnessed() or second).size, first.size)
+        # a third signature of the older one does not come too late, nor does the second of the newer one
+        log.cosigned(first, _cosigned(first, 3), enough=2)
+        self.assertEqual((log.witnessed() or second).size, first.size)
+        log.cosigned(second, _cosigned(second, 2), enough=2)
+        self.assertEqual((log.witnessed() or first).size, second.size)
+        self.assertEqual(len(parse_note((log.latest() or first).note).signatures), 4)
+
+    async def test_an_older_copy_that_left_what_witnesses_signed(self) -> None:
+        """The end is gone, with checkpoints and anchor: the note with its cosignatures is still there."""
+        await self.grown(10)
+        log = await self.opened()
+        older = self.home / "older"
+        await log.close()
+        shutil.copytree(self.held.directory, older)
+        anchor = self.held.anchor.read_bytes()
+        log = await self.opened()
+        await fill(log, 5)
+        newest = await log.checkpoint()
+        log.cosigned(newest, _cosigned(newest, 1))
+        await log.close()
+        kept = (self.held.directory / "cosigned.note").read_bytes()
+        shutil.rmtree(self.held.directory)
+        shutil.copytree(older, self.held.directory)
+        self.held.anchor.write_bytes(anchor)
+        (self.held.directory / "cosigned.note").write_bytes(kept)
+        again = await self.opened()
+        self.assertIn("witnesses have signed for 15 records, there are 10", again.trouble or "")
+        self.assertFalse(again.writable)
+        # the same number again, and others
+        await again.close()
+        (self.held.directory / "cosigned.note").unlink()
+        again = await self.opened()
+        await fill(again, 5, first=100)
+        await again.checkpoint()
+        await again.close()
+        (self.held.directory / "cosigned.note").write_bytes(kept)
+        again = await self.opened()
+        self.assertIn("not those that witnesses have signed for", again.trouble or "")
+
+    async def test_what_records_said_last(self) -> None:
+        """Of all records, however long ago: what stands beside the log is compared with it."""
+        log = await self.opened()
+        await fill(log, 1, make=lambda _n: entry(extra={"book": "b", "book_records": 7}))
+        await fill(log, 3, make=lambda n: entry(extra={"store": n}))
+        self.assertEqual(log.newest("book_records"), {"book": "b", "book_records": 7})
+        self.assertEqual((log.newest("store"), log.newest("nothing")), ({"store": 2}, {}))
+        await fill(log, 400)
+        await log.close()
+        again = await self.opened()
+        self.assertEqual(again.newest("book_records"), {"book": "b", "book_records": 7})
+        await fill(again, 1, make=lambda _n: entry(extra={"book": "b", "book_records": 8}))
+        self.assertEqual(again.newest("book"), {"book": "b", "book_records": 8})
 
     async def test_progress_is_told(self) -> None:
         await self.grown(10)
@@ -389,3 +462,14 @@ class Whole(Case):
             await fill(log, 3)
             await log.close()
         self.assertEqual((log.size, log.trouble, self.held.anchor.exists()), (6, None, False))
+
+
+def _cosigned(checkpoint: Checkpoint, *numbers: int) -> list[bytes]:
+    """By so many witnesses."""
+    text = Head(ORIGIN, checkpoint.size, checkpoint.root).text()
+    lines = []
+    for number in numbers:
+        secret = SigningKey(bytes([number]) * 32)
+        key = note_key(f"w{number}.example", Kind.COSIGNATURE, bytes(secret.verify_key))
+        lines.append(cosignature(text, key, lambda text, secret=secret: secret.sign(text).signature, 7))  # type: ignore[misc]
+    return lines

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 from twisted.trial.unittest import TestCase
 
+from ron.crypto.merkle import CompactRange, leaf_hash
 from ron.crypto.notes import BadNoteError, Head, KeySet, parse_head, parse_note, sign_note
+from ron.services.kms.audit import TransparencyLog
 from ron.services.kms.audit.continuity import build
+from ron.services.kms.audit.leaves import encode
 from ron.services.kms.audit.verify import Step, Verdict, is_log, read_keys, verify_directory
 from ron.services.kms.ports import AuditEntry
 from tests.services.kms.audit.support import ORIGIN, Held, Keys, entry, fill
@@ -29,10 +34,11 @@ class Case(TestCase):
             await log.checkpoint()
         await log.close()
 
-    def steps(self, keys: list[KeySet] | None = None, earlier: Head | None = None) -> list[Step]:
-        return list(verify_directory(self.directory, keys or [self.held.keys.public], earlier))
+    def steps(self, keys: Sequence[KeySet] | None = None, earlier: Head | None = None) -> list[Step]:
+        noted = [earlier] if earlier is not None else []
+        return list(verify_directory(self.directory, keys or [self.held.keys.public], noted))
 
-    def verdict(self, keys: list[KeySet] | None = None, earlier: Head | None = None) -> Verdict:
+    def verdict(self, keys: Sequence[KeySet] | None = None, earlier: Head | None = None) -> Verdict:
         verdict = self.steps(keys, earlier)[-1].verdict
         assert verdict is not None
         return verdict
@@ -200,6 +206,72 @@ class Whole(Case):
         last["note"] = sign_note(head.text(), old.signers).decode()
         path.write_bytes(b"".join([*lines[:-1], msgspec.json.encode(last) + b"\n"]))
         self.assertIn("not by keys that are trusted", str(self.verdict([old.public]).broken))
+
+    async def test_keys_that_were_replaced_though_all_were_given(self) -> None:
+        """As `log.vkeys` has them: the old ones count for what they signed, and for nothing after it."""
+        old, new = self.held.keys, Keys(2)
+        log = await self.held.opened()
+        await fill(log, 5)
+        await self._turned(log, old, new)
+        await fill(log, 2, first=log.size)
+        await log.close()
+        every = [new.public, old.public]
+        self.assertEqual(self.verdict(every)[2:], (2, 0, log.size, None))
+        path = self.directory / CHECKPOINTS
+        lines = path.read_bytes().splitlines(keepends=True)
+        last = msgspec.json.decode(lines[-1])
+        forged = last | {"number": last["number"] + 1, "size": log.size + 1}
+        with (self.directory / LEAVES).open("ab") as leaves:
+            leaves.write(encode(entry(99, kid="core/x/ed25519/00#v1", kid_seq=1)) + b"\n")
+        tree = CompactRange()
+        for leaf in (self.directory / LEAVES).read_bytes().splitlines():
+            tree.append(leaf_hash(leaf))
+        head = Head(ORIGIN, tree.size, tree.root())
+        forged |= {"root": head.root.hex(), "note": sign_note(head.text(), old.signers).decode()}
+        path.write_bytes(b"".join([*lines, msgspec.json.encode(forged) + b"\n"]))
+        self.assertIn("not by keys that are trusted", str(self.verdict(every).broken))
+
+    async def test_a_continuity_record_of_another_history(self) -> None:
+        """The old keys have signed it, for a log that this one is not."""
+        old, new = self.held.keys, Keys(2)
+        log = await self.held.opened()
+        await fill(log, 5)
+        head = await log.checkpoint()
+        for wrong, why in (
+            (Head(ORIGIN, head.size, b"\1" * 32), "of another history"),
+            (Head(ORIGIN, 3, b"\1" * 32), "of another history"),
+            (Head(ORIGIN, 900, b"\1" * 32), "of a longer log"),
+        ):
+            await log.append(_rotation(build(wrong, old.signers, new.signers)))
+            await log.checkpoint()
+            broken = self.verdict().broken
+            assert broken is not None
+            self.assertIn(why, broken.why)
+            self.assertEqual(broken.index, 5)
+            await log.close()
+            shutil.rmtree(self.held.home)
+            log = await self.held.opened()
+            await fill(log, 5)
+            await log.checkpoint()
+        await log.close()
+
+    async def test_any_number_of_rotations(self) -> None:
+        log, keys = await self.held.opened(), [self.held.keys, *(Keys(number) for number in range(2, 9))]
+        await fill(log, 3)
+        for before, after in pairwise(keys):
+            await self._turned(log, before, after)
+            await fill(log, 1, first=log.size)
+            if len(keys) % 2:
+                await log.checkpoint()
+        await log.close()
+        verdict = self.verdict()
+        self.assertEqual((verdict.others, verdict.signed, verdict.broken), (0, log.size, None))
+
+    async def _turned(self, log: TransparencyLog, before: Keys, after: Keys) -> None:
+        head = await log.checkpoint()
+        note = build(Head(ORIGIN, head.size, head.root), before.signers, after.signers)
+        await log.append(_rotation(note))
+        log.use(after.public, after.sign)
 
     async def test_files_of_keys(self) -> None:
         first, second = Keys(1).public, Keys(2).public

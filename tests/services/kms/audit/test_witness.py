@@ -7,15 +7,23 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from nacl.signing import SigningKey
-from twisted.internet import task
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.crypto.merkle import leaf_hash
 from ron.crypto.notes import Head, Kind, cosigned_at, note_key, sign_note, with_signatures
 from ron.proto.errors import ErrorCode, RonError
 from ron.services.kms.audit.tiles import Tiles
-from ron.services.kms.audit.witness import Ask, Seen, Witness, Witnesses, WitnessFile, judge
+from ron.services.kms.audit.witness import (
+    MAX_ASK_BYTES,
+    Ask,
+    LogFiles,
+    Seen,
+    Witness,
+    WitnessFile,
+    judge,
+    origin_of,
+    parse_ask,
+)
 from ron.services.kms.ports import Checkpoint
 from tests.services.kms.audit.support import ORIGIN, Keys
 
@@ -54,7 +62,7 @@ class Case(SynchronousTestCase):
         return Witness(
             WITNESS,
             lambda text: SECRET.sign(text).signature,
-            logs={ORIGIN: [KEYS.public]},
+            logs={ORIGIN: [KEYS.public]}.get,
             book=WitnessFile(self.path),
             now=lambda: NOW + 0.7,
         )
@@ -96,7 +104,8 @@ class Judged(Case):
         witness.cosign(ORIGIN, self.log.ask(0, 9))
         forked = Grown(20, other_from=4)
         self.refused(witness, forked.ask(9, 12), 422)
-        self.refused(witness, forked.ask(9, 9), 422)
+        # as tlog-witness has it: another tree of the size that was seen is a conflict
+        self.assertEqual(self.refused(witness, forked.ask(9, 9), 409).hint, "9")
         good = self.log.ask(9, 12)
         self.refused(witness, good._replace(proof=good.proof[1:]), 422)
         self.assertTrue(witness.cosign(ORIGIN, good))
@@ -145,67 +154,82 @@ class Remembered(Case):
         self.assertTrue(witness.cosign(ORIGIN, self.log.ask(0, 4)))
 
 
-class Collected(Case):
-    def witnesses(self, witness: Witness) -> Witnesses:
-        async def ask(origin: str, asked: Ask) -> bytes:
-            return witness.cosign(origin, asked)
+class Wire(SynchronousTestCase):
+    """The body of `add-checkpoint`."""
 
-        return Witnesses(ORIGIN, {WITNESS: ask}, consistency=self.log.tiles.consistency, reactor=task.Clock())
-
-    def collected(self, witnesses: Witnesses, checkpoint: Checkpoint) -> tuple[list[bytes], dict[str, RonError]]:
-        return self.successResultOf(Deferred.fromCoroutine(witnesses.collect(checkpoint)))
-
-    def test_line_by_line(self) -> None:
-        witness = self.witness()
-        witnesses = self.witnesses(witness)
-        for size in (3, 3, 12):
-            checkpoint = self.log.checkpoint(size)
-            lines, refused = self.collected(witnesses, checkpoint)
-            self.assertEqual((len(lines), refused), (1, {}))
-            self.assertEqual(cosigned_at(with_signatures(checkpoint.note, lines), [WITNESS]), {WITNESS: NOW})
-        # one that has forgotten what the witness saw is told
-        lines, refused = self.collected(self.witnesses(witness), self.log.checkpoint(15))
-        self.assertEqual((len(lines), refused), (1, {}))
-
-    def test_a_log_that_lost_its_end_gets_none(self) -> None:
-        witness = self.witness()
-        witness.cosign(ORIGIN, self.log.ask(0, 15))
-        lines, refused = self.collected(self.witnesses(witness), self.log.checkpoint(12))
-        self.assertEqual(lines, [])
-        self.assertIn("saw 15 records", refused[WITNESS.name].message)
-
-    def test_answers_that_are_none(self) -> None:
-        good = self.witness()
-        other = self.log.checkpoint(4)
-
-        async def rubbish(_origin: str, _ask: Ask) -> bytes:
-            return b"\xff rubbish\n"
-
-        async def of_another(_origin: str, _ask: Ask) -> bytes:
-            return good.cosign(ORIGIN, Ask(0, (), other.note))
-
-        async def forever(_origin: str, _ask: Ask) -> bytes:
-            await Deferred()
-            return b""
-
-        async def conflicting(_origin: str, _ask: Ask) -> bytes:
-            raise RonError(ErrorCode.CONFLICT, "no", hint="many")
-
-        for ask, code in (
-            (rubbish, ErrorCode.BAD_REQUEST),
-            (of_another, ErrorCode.BAD_REQUEST),
-            (forever, ErrorCode.TIMEOUT),
-            (conflicting, ErrorCode.CONFLICT),
+    def test_what_is_none(self) -> None:
+        good = Grown(9).ask(4, 9)
+        top, _, note = good.body().partition(b"\n\n")
+        first, *proof = top.split(b"\n")
+        for body in (
+            b"",
+            b"old 4",
+            note,
+            top + b"\n" + note,
+            b"\n\n".join([b"old -4", note]),
+            b"\n\n".join([b"old 04", note]),
+            b"\n\n".join([b"old  4", note]),
+            b"\n\n".join([b"OLD 4", note]),
+            b"\n\n".join([b"old 4\r", note]),
+            b"\n\n".join([b"old " + b"9" * 20, note]),
+            b"\n\n".join([b"\n".join([first, b"*" * 44]), note]),
+            b"\n\n".join([b"\n".join([first, proof[0][:-4]]), note]),
+            b"\n\n".join([b"\n".join([first, proof[0] + b" "]), note]),
+            b"\n\n".join([b"\n".join([first, *[proof[0]] * 64]), note]),
+            b"\n\n".join([first, note]) + b"x" * MAX_ASK_BYTES,
         ):
-            clock = task.Clock()
-            asked = Witnesses(ORIGIN, {WITNESS: ask}, consistency=self.log.tiles.consistency, reactor=clock)
-            outcome = Deferred.fromCoroutine(asked.collect(self.log.checkpoint(5)))
-            clock.advance(5.0)
-            lines, refused = self.successResultOf(outcome)
-            self.assertEqual((lines, refused[WITNESS.name].code), ([], code), ask.__name__)
+            self.assertEqual(self.assertRaises(RonError, parse_ask, body).code, ErrorCode.BAD_REQUEST, body[:80])
+        for wrong in (b"", b"rubbish", b"a\n\n", sign_note(b"one line\n", KEYS.signers)):
+            self.assertEqual(self.assertRaises(RonError, origin_of, wrong).code, ErrorCode.BAD_REQUEST)
 
-    def test_more_than_a_note_has_room_for(self) -> None:
-        many = {WITNESS._replace(name=f"w{number}"): lambda _o, _a: None for number in range(17)}
-        self.assertRaises(
-            ValueError, Witnesses, ORIGIN, many, consistency=self.log.tiles.consistency, reactor=task.Clock()
-        )
+    @given(some.integers(0, 40), some.integers(0, 40))
+    @settings(deadline=None, max_examples=30)
+    def test_there_and_back(self, one: int, other: int) -> None:
+        ask = Grown(40).ask(min(one, other), max(one, other))
+        self.assertEqual(parse_ask(ask.body()), ask)
+        self.assertEqual(origin_of(ask.note), ORIGIN)
+
+    def test_as_the_protocol_writes_it(self) -> None:
+        ask = Ask(20852014, (bytes.fromhex("3e5" + "0" * 61),), b"example.com/behind-the-sofa\n")
+        lines = b"old 20852014\nPlAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\nexample.com/behind-the-sofa\n"
+        self.assertEqual(ask.body(), lines)
+
+
+class Files(SynchronousTestCase):
+    """Whose logs it witnesses."""
+
+    def setUp(self) -> None:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        self.path, self.other = folder / "a.vkeys", folder / "b.vkeys"
+        self.write(self.path, KEYS)
+        self.write(self.other, Keys(2, "kms.example/b"), Keys(3, "kms.example/b"))
+
+    def write(self, path: Path, *sets: Keys) -> None:
+        path.write_text("\n".join("".join(f"{key.vkey()}\n" for key in one.public) for one in sets))
+
+    def test_what_is_none(self) -> None:
+        for text in ("", "rubbish", KEYS.public[0].vkey() + "\n" + Keys(2, "other").public[1].vkey()):
+            self.path.write_text(text)
+            self.assertRaises(ValueError, LogFiles, [self.path])
+        self.assertRaises(OSError, LogFiles, [self.path.with_name("c")])
+
+    def test_by_name(self) -> None:
+        logs = LogFiles([self.path, self.other])
+        self.assertEqual(len(logs), 2)
+        self.assertEqual(logs.keys(ORIGIN), [KEYS.public])
+        expected = [Keys(2, "kms.example/b").public, Keys(3, "kms.example/b").public]
+        self.assertEqual(logs.keys("kms.example/b"), expected)
+        self.assertIsNone(logs.keys("kms.example/c"))
+
+    def test_a_new_key_without_a_restart(self) -> None:
+        logs = LogFiles([self.path])
+        self.write(self.path, Keys(7), KEYS)
+        self.assertEqual(logs.keys(ORIGIN), [Keys(7).public, KEYS.public])
+        # half written, or gone for a moment: what was read holds
+        self.path.write_text("rub")
+        self.assertEqual(logs.keys(ORIGIN), [Keys(7).public, KEYS.public])
+        self.path.unlink()
+        self.assertEqual(logs.keys(ORIGIN), [Keys(7).public, KEYS.public])
+        self.write(self.path, Keys(8))
+        self.assertEqual(logs.keys(ORIGIN), [Keys(8).public])

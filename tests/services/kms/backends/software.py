@@ -178,6 +178,7 @@ class SoftwareContract:
             "attest": (name,),
             "check_head": self.backend.head() if hasattr(self.backend, "head") else (),
             "destroy": (name,),
+            "sealed": (name,),
         }
         port = {member for member, _ in inspect.getmembers(Backend, inspect.isfunction) if member[0] != "_"}
         answers = []

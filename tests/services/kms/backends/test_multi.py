@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import nacl.signing
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from ron.proto.errors import ErrorCode, RonError, bad_request
 from ron.proto.kms import Alg
-from ron.services.kms.backends.errors import LockedError
+from ron.services.kms.backends import heads
+from ron.services.kms.backends.errors import LockedError, RolledBackError
 from ron.services.kms.backends.multi import MultiBackend
 from ron.services.kms.ports import Half, Held
+from ron.services.kms.split import SplitBackend
 from tests.services.kms.backends.contract import MESSAGE, BackendCase, new_kid
 from tests.services.kms.backends.shelf import Shelf
 
@@ -222,20 +225,130 @@ class Reading(BackendCase):
         self.second.trouble = LockedError("locked", hint="unlock it")
         self.assertRaises(LockedError, self.multi.open)
 
-    def test_the_head_is_the_first_one_s(self) -> None:
-        """There where it has one: a service that finds none looks for none."""
+    def test_one_that_counts_nothing_seems_to_count_nothing(self) -> None:
+        """A service that finds no head looks for none."""
         self.assertFalse(hasattr(self.multi, "head") or hasattr(self.multi, "check_head"))
-        checked: list[tuple[int, bytes]] = []
-        self.first.head = lambda: (7, b"digest")  # type: ignore[attr-defined]
-        self.first.check_head = lambda *known: checked.append(known)  # type: ignore[attr-defined]
-        multi = MultiBackend([self.first, self.second])
-        self.assertEqual(multi.head(), (7, b"digest"))
-        multi.check_head(6, b"older")
-        self.assertEqual(checked, [(6, b"older")])
-        self.assertFalse(hasattr(MultiBackend([self.second, self.first]), "head"))
 
     def test_quick_only_if_who_may_sign_is(self) -> None:
         """The reactor is not blocked by a fallback."""
         self.second.quick = False  # type: ignore[misc]
         self.assertTrue(MultiBackend([self.first, self.second]).quick)
         self.assertFalse(MultiBackend([self.first, self.second], allow_sign_fallback=True).quick)
+
+
+class Counted(Shelf):
+    """Says where it stands. passed: the digests that it has had."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.passed: list[bytes] = [bytes(32)]
+
+    def change(self) -> None:
+        """One more."""
+        self.passed.append(os.urandom(32))
+
+    def head(self) -> tuple[int, bytes]:
+        """As `Counting`."""
+        self._reach()
+        return heads.told(self.name, len(self.passed) - 1, self.passed[-1])
+
+    def check_head(self, counter: int, digest: bytes) -> None:
+        """As `Counting`."""
+        known = heads.own(self.name, counter, digest)
+        if known is not None and self.passed[known.counter : known.counter + 1] != [known.digest]:
+            raise heads.older(self.name, len(self.passed) - 1, known.counter)
+
+
+class Rollback(BackendCase):
+    """I-6 of each of several stores."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.members = [Counted("file"), Counted("tpm"), Counted("pkcs11")]
+        self.multi = self.opened()
+
+    def opened(self) -> MultiBackend:
+        """All of them behind one, as after a start."""
+        multi = MultiBackend([*self.members, Shelf("inmem")])
+        multi.open()
+        return multi
+
+    def test_i6_an_older_copy_of_any_one(self) -> None:
+        """Whichever was put back, it is named, and the others are not."""
+        for member in self.members:
+            member.change()
+        known = self.multi.head()
+        self.opened().check_head(*known)
+        for member in self.members:
+            taken = member.passed.pop()
+            error = self.assertRaises(RolledBackError, self.opened().check_head, *known)
+            self.assertIn(f"backend {member.name} ", error.message)
+            member.passed.append(taken)
+        for member in self.members:
+            member.change()
+        self.opened().check_head(*known)
+        self.assertEqual(self.multi.head()[0], 6)
+
+    def test_one_that_is_away_stands_where_it_was_seen(self) -> None:
+        """And is looked at once it is there: until then the others work."""
+        self.members[1].change()
+        known = self.multi.head()
+        self.members[1].up = False
+        self.assertEqual(self.multi.head(), known)
+        multi = self.opened()
+        multi.check_head(*known)
+        self.assertEqual(multi.head(), known)
+        self.members[1].up = True
+        self.members[1].passed.pop()
+        for _ in range(2):
+            self.assertRaises(RolledBackError, multi.probe)
+        self.assertEqual(multi.head(), known)
+        self.members[1].passed = [bytes(32), heads.own("tpm", *known).digest]  # type: ignore[union-attr]
+        multi.probe()
+        self.assertEqual(multi.head(), known)
+
+    def test_another_config_than_the_log_remembers(self) -> None:
+        """What was said of others is nothing to compare with; what was said of one that is still there, is."""
+        file, tpm, token = self.members
+        for member in self.members:
+            member.change()
+        of_three, of_file = self.multi.head(), file.head()
+        self.multi.check_head(*of_file)
+        MultiBackend([token]).check_head(*of_file)
+        one = MultiBackend([token])
+        one.open()
+        one.check_head(*of_three)
+        token.passed.pop()
+        self.assertRaises(RolledBackError, one.check_head, *of_three)
+        MultiBackend([file, tpm]).check_head(*of_three)
+
+    def test_what_nobody_said(self) -> None:
+        """A digest that this program did not write: told, and not taken for nothing."""
+        for digest in (b"", b"\xc1", b"x" * 31, b"\x81\xa4file\x92\xff\xc4\x00"):
+            self.assertRaises(RolledBackError, self.multi.check_head, 1, digest)
+
+    @settings(deadline=None, max_examples=50)
+    @given(
+        st.dictionaries(
+            st.sampled_from(["file", "tpm", "cloud"]), st.tuples(st.integers(0, 9), st.binary(min_size=32, max_size=32))
+        )
+    )
+    def test_joined_heads_come_apart_again(self, each: dict[str, tuple[int, bytes]]) -> None:
+        """Each one's own, whatever the others are."""
+        counter, digest = heads.joined(heads.told(name, *head) for name, head in each.items())
+        self.assertEqual(counter, sum(head[0] for head in each.values()))
+        for name in ("file", "tpm", "cloud"):
+            self.assertEqual(heads.own(name, counter, digest), each.get(name))
+
+    def test_i6_beside_each_other(self) -> None:
+        """A cloud that wraps and a store that signs: either of them, put back, is found out."""
+        signing, cloud = Counted("file"), Counted("cloud")
+        split = SplitBackend(cloud, signing)
+        for one in (signing, cloud):
+            one.change()
+        known = split.head()
+        split.check_head(*known)
+        for one in (signing, cloud):
+            taken = one.passed.pop()
+            self.assertRaises(RolledBackError, split.check_head, *known)
+            one.passed.append(taken)

@@ -56,8 +56,11 @@ def the_two(now: int = START) -> SignerSet:
 class World:
     """Turn `clock` with `pass_`, set `wrong_s` to have a wrong wall clock."""
 
-    def __init__(self, folder: Path | None = None, *, micronode: bool = False) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, micronode: bool = False, signers: SignerSet | None = None
+    ) -> None:
         self.folder = folder
+        self.signers = signers
         self.micronode = micronode
         self.clock = Clock()
         self.wrong_s = 0.0
@@ -76,7 +79,7 @@ class World:
             self.announce,
             noted=lambda what, state: self.noted.append((what, state)),
         )
-        initial = the_two(self.began) if self.micronode else the_three(self.began)
+        initial = self.signers or (the_two(self.began) if self.micronode else the_three(self.began))
         self.governance.load(initial, micronode=self.micronode)
         if self.trouble is None:
             self.do(self.governance.settle())

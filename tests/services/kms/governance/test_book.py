@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.proto.errors import RonError, unavailable
@@ -133,14 +134,37 @@ class Tampered(CaseOf):
         events = self.world.events
         self.file.write_bytes(b"".join(line + b"\n" for line in self.lines[:-1]))
         self.world.start()
-        newest = events[-2].extra if events[-1].op == events[-2].op else events[-1].extra
+        newest = next(event.extra for event in events if event.extra["book_records"] == 5)
         for event in events:
             records, head = int(event.extra["book_records"]), str(event.extra["book_head"])
             if records <= 4:
-                self.world.governance.expect(records, head)
-        self.refused("Conflict", self.world.governance.expect, 5, str(newest["book_head"]))
-        self.refused("Conflict", self.world.governance.expect, 4, "00" * 32)
-        self.world.governance.expect(0, "0" * 64)
+                self.world.governance.book.expect(records, head)
+        self.refused("Conflict", self.world.governance.book.expect, 4, "00" * 32)
+        self.world.governance.book.expect(0, "0" * 64)
+        self.refused("Conflict", self.world.governance.compare, newest)
+        # and it stays so: nothing is decided, and nothing told that the next start would believe
+        told = len(self.world.events)
+        self.refused("StoreUnavailable", self.world.propose, "pq_mode", AND)
+        self.assertEqual(len(self.world.events), told)
+
+    def test_another_book(self) -> None:
+        """The file is gone, and with it what was decided: a fresh one is none that the audit log knows."""
+        newest = self.world.events[-1].extra
+        self.file.unlink()
+        self.world.start()
+        self.refused("Conflict", self.world.governance.compare, newest)
+        self.world.governance.stop()
+        # archived as docs/kms/audit.rst has it, but what it had decided would be forgotten
+        name = str(newest["book"])
+        archived = self.file.with_name(f"{name}.jsonl")
+        archived.write_bytes(b"".join(line + b"\n" for line in self.lines))
+        self.world.start()
+        self.refused("Conflict", self.world.governance.compare, newest)
+        self.world.governance.stop()
+
+    def test_names_of_books_are_no_paths(self) -> None:
+        for name in ("", "../../etc/passwd", "book", "0" * 31, "G" * 32):
+            self.refused("Conflict", self.world.governance.book.archived, name)
 
 
 class Kept(CaseOf):
@@ -164,6 +188,32 @@ class Kept(CaseOf):
         self.assertEqual(after.frozen("any"), frozen.proposal.id)
         self.refused("NoCapability", self.require, used.proposal.id)
         self.assertEqual(self.world.approve(pending, CUSTODIAN).state, "approved")
+
+    def test_a_book_after_one_that_is_full(self) -> None:
+        """As docs/kms/audit.rst has it: its archived copy, the same people, nothing left that would be forgotten."""
+        self.world.decide("destroy_key", DESTROY)
+        newest = self.world.events[-1].extra
+        self.world.governance.stop()
+        archived = self.file.with_name(f"{newest['book']}.jsonl")
+        self.file.rename(archived)
+        self.world.start()
+        self.world.governance.compare(newest)
+        self.assertNotEqual(self.world.governance.ledger.book, newest["book"])
+        self.world.decide("pq_mode", AND)
+        whole = archived.read_bytes()
+        for changed, code in (
+            (b"".join(whole.splitlines(keepends=True)[:-1]), "Conflict"),
+            (whole.replace(b'"at":18', b'"at":17', 1), "StoreUnavailable"),
+        ):
+            archived.write_bytes(changed)
+            self.refused(code, self.world.governance.compare, newest)
+        archived.write_bytes(whole)
+        self.world.governance.stop()
+        self.file.unlink()
+        self.world.signers = msgspec.structs.replace(the_three(START), threshold=3)
+        self.world.start()
+        error = self.refused("Conflict", self.world.governance.compare, newest)
+        self.assertIn("begins with others", error.message)
 
     def test_replayed_by_somebody_else(self) -> None:
         """An auditor with a copy of the file comes to the same."""
