@@ -14,7 +14,7 @@ YOUNG = 10_000
 
 def settle() -> None:
     """Call it once the process is up: modules, configs and keys stay to its end, and a full collection that walks over
-    them all takes tens of milliseconds (DESIGN §5)."""
+    them all takes tens of milliseconds (half of the p99; DESIGN §5)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])

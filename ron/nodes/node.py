@@ -7,7 +7,6 @@ and Macronode differ only in the units they put under the supervisor.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import time
 from collections.abc import Awaitable, Iterator
@@ -158,9 +157,6 @@ class Node(Daemon):
         runtime.health.ok("listeners")
         await self._write_facts(first=True)
         self._standby.start()
-        # what start-up built stays for good: keep it out of every later collection (halves the p99)
-        gc.collect()
-        gc.freeze()
         _log.info("the node is up: {onion}", event="node_up", onion=self._current_facts().onion)
         runtime.say(self._banner())
 

@@ -6,7 +6,6 @@ crashes, for starting again is the node's business.
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -97,8 +96,6 @@ class ServiceProcess(Daemon):
                 "version": lambda _command: runtime.config.version,
             },
         )
-        gc.collect()
-        gc.freeze()
 
     async def end(self) -> None:
         """Drain the part, leave the bus."""
