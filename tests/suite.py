@@ -28,7 +28,7 @@ BIN = ROOT / ".venv" / "bin"
 # What `scripts/run-tests --long` runs.
 LONG = re.compile(
     r"tests\.live\.test_.*(hostnet|oniond_faults|oniond_amnesia|onion_scale|onion_pow|clock_jump"
-    r"|balance_long|balance_partitions|balance_example|balance_vanguards|kms_faults|kms_log)$"
+    r"|balance_long|balance_partitions|balance_example|balance_vanguards|kms_faults|kms_log|kms_workers)$"
 )
 FIRST = "tests.live.test_kills"
 # Modules that share a node, in this order: by itself each would start eight tors of its own.
