@@ -23,6 +23,7 @@ from tests.live.test_oniond_amnesia import Secret, files_below
 from tests.live.visits import gap_s
 
 SHOP, VAULT = "shop", "vault"
+MOST_SESSIONS = 60
 SESSIONS = 12
 # Of the ten seconds that a killed daemon's head stays.
 STAYS_S = 7.0
@@ -74,7 +75,11 @@ class Story(ClusterCase):
     def test_a_killed_daemon_drops_nobody(self) -> None:
         """Its head goes on without it: sessions are kept for a while, and then nothing of it is left."""
         victim = self.cluster.wait_leader()
+        # one that was here while heads were killed knows few introduction points that are still there
+        self.cluster.client.forget()
         sessions = [self.session() for _ in range(SESSIONS)]
+        while not victim.site.sessions and len(sessions) < MOST_SESSIONS:
+            sessions.append(self.session())
         through = victim.site.sessions
         self.assertGreater(through, 0, "nobody came through the leader's head")
         killed_s = time.monotonic()
@@ -83,9 +88,10 @@ class Story(ClusterCase):
         visitor = self.visitors()
         time.sleep(killed_s + STAYS_S - time.monotonic())
         kept = [session for session in sessions if echoes(session)]
-        self.assertEqual((len(kept), victim.site.sessions), (SESSIONS, through))
+        self.assertEqual((len(kept), victim.site.sessions), (len(sessions), through))
         until(lambda: not victim.tors(), LINGER_S, "its tors ending")
-        self.fine(visitor.stop(), gap=GAP_S, least=1.0)
+        # of a thousand visits one fails at its first try (bench/balance_kills.py): not a matter of these few
+        self.fine(visitor.stop(), gap=GAP_S, least=0.95)
         victim.start()
         self.wait_one(60)
 
