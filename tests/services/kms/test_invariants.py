@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from typing import Any, ClassVar
 
 from ron.crypto.merkle import leaf_hash, verify_inclusion
@@ -33,8 +34,10 @@ class Memory(World):
             await self.done("POST", "/wrap", {"kid": kem, "size": 32}),
         ]
         for answer in answers:
+            # a public half of three kilobytes spells every short word now and then
+            said = re.sub(r'"[A-Za-z0-9+/=]{40,}"', '""', json.dumps(answer)).lower()
             for word in SECRET_WORDS:
-                self.assertNotIn(word, json.dumps(answer).lower())
+                self.assertNotIn(word, said)
         self.assertEqual((await self.ask("GET", f"{at(kid)}/export")).status, 400)
         calls = {name for name in vars(ports.Backend) if not name.startswith("_")}
         self.assertEqual(calls, {"open", "close", "probe", "held", "generate", "sign", "unwrap", "destroy", "attest"})
