@@ -163,11 +163,7 @@ class Client:
 
     def tell(self, line: str) -> str:
         """A line for tor's control port, and what it answers."""
-        cookie = (self._tornet / self.name / "control_auth_cookie").read_bytes()
-        with socket.create_connection(("127.0.0.1", self.control_port), timeout=20) as control:
-            control.sendall(f"AUTHENTICATE {cookie.hex()}\r\n{line}\r\nQUIT\r\n".encode())
-            with control.makefile() as lines:
-                return lines.read()
+        return tell(self._tornet / self.name, self.control_port, line)
 
     def forget(self) -> None:
         """New circuits for everybody, and no descriptor kept: from here on it is a client that was never there."""
@@ -330,6 +326,15 @@ class Cluster:
         with contextlib.suppress(OSError, http.client.HTTPException):
             return self.get(onion, timeout_s).startswith(b"node ")
         return False
+
+
+def tell(folder: Path, control_port: int, line: str) -> str:
+    """A line for the control port of the tor in `folder`, and all it answers."""
+    cookie = (folder / "control_auth_cookie").read_bytes()
+    with socket.create_connection(("127.0.0.1", control_port), timeout=20) as control:
+        control.sendall(f"AUTHENTICATE {cookie.hex()}\r\n{line}\r\nQUIT\r\n".encode())
+        with control.makefile() as lines:
+            return lines.read()
 
 
 def network_up(folder: Path) -> None:

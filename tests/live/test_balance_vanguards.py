@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from ron.services.balance.heads.guards import LAYER2_NODES, LAYER3_NODES, MIN_RELAYS, read_relays
-from tests.live.cluster import Client, Cluster, Node, network_down, network_up
+from tests.live.cluster import Client, Cluster, Node, network_down, network_up, tell
 from tests.live.relays import MoreRelays
 from tests.live.support import NO_TOR, until
 
@@ -24,15 +23,10 @@ WIDER_S = 300.0
 PINNED_S = 150.0
 
 
-def told(node: Node, line: str, tor: str = "head") -> str:
-    """What a tor of `node` answers."""
+def told(node: Node, line: str) -> str:
+    """What the tor of its head answers."""
     folder = node.home / "tornet-joined"
-    port = json.loads((folder / "ports.json").read_text())[f"{tor}.control"]
-    cookie = (folder / tor / "control_auth_cookie").read_bytes()
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as control:
-        control.sendall(f"AUTHENTICATE {cookie.hex()}\r\n{line}\r\nQUIT\r\n".encode())
-        with control.makefile() as lines:
-            return lines.read()
+    return tell(folder / "head", json.loads((folder / "ports.json").read_text())["head.control"], line)
 
 
 def pinned(node: Node) -> tuple[frozenset[str], frozenset[str]]:
